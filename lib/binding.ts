@@ -1,0 +1,45 @@
+import type { CpuInfo } from './device.js';
+import type { DType } from './tensor.js';
+
+/** A tensor that an operation of the addon made: float32. */
+export interface NativeTensor {
+  buffer: ArrayBuffer;
+  shape: number[];
+}
+
+/** The operations of a native device, by name. */
+export type OperationName = 'attention' | 'bias' | 'router' | 'project';
+
+/** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
+export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;
+
+/** native/addon/cpu_device.h */
+export type NativeDevice = Record<OperationName, NativeOperation> & {
+  abort(id: number): void;
+  close(): void;
+  info(): CpuInfo;
+};
+
+/**
+ * What the addon exports (native/addon/addon.cc). It checks all arguments; its errors are plain Errors with a `code` of
+ * lib/errors.ts, which `callNative` turns into AttentionBiasError.
+ */
+export interface NativeBinding {
+  /** the processor's name, and the instruction set levels that this binary has and it runs, best last */
+  info(): { processor: string; isas: string[] };
+  /** native memory of this thread's tensors: bytes and blocks that are not freed yet */
+  memory(): { bytes: number; blocks: number };
+  /** zero-filled memory for a tensor; ERR_SHAPE, ERR_MEMORY */
+  allocate(shape: readonly number[], options: { dtype?: DType }): ArrayBuffer;
+  /** frees memory that the addon made; leaves any other buffer alone */
+  release(buffer: ArrayBufferLike): void;
+  /** the dtype of a tensor whose data and shape fit each other; ERR_DTYPE, ERR_SHAPE, ERR_VALUE */
+  checkTensor(tensor: { data: unknown; shape: readonly number[] }): DType;
+  /** the largest external ArrayBuffer, in bytes; above it results are copied into ordinary ones. 0: always */
+  setExternalLimit(bytes: number): void;
+  /** the float64 reference of `attention`: slow, and it blocks the thread */
+  referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
+  /** the float64 reference of `bias` */
+  referenceBias(args: object): Float64Array;
+  CpuDevice: new (options: { threads: number; isa?: string }) => NativeDevice;
+}

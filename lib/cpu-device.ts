@@ -1,0 +1,125 @@
+import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
+import { adoptTensor, Tensor, wrapTensor } from './tensor.js';
+import type { NativeBinding, NativeDevice, OperationName } from './binding.js';
+import type {
+  AttentionArgs,
+  AttentionResult,
+  BiasArgs,
+  CallOptions,
+  CpuInfo,
+  Device,
+  ProjectArgs,
+  ProjectResult,
+  RouterArgs,
+} from './device.js';
+import type { DType, DTypeOf, TensorLike, TypedArray } from './tensor.js';
+
+/** The only precision of the CPU backend. `value` undefined: the default. */
+export function requireCpuPrecision(value: unknown): void {
+  if (value === undefined || value === 'f32') return;
+  const received = typeof value === 'string' ? JSON.stringify(value) : String(value);
+  throw expected('ERR_VALUE', '"f32"', 'precision on the cpu backend', received);
+}
+
+function requireSignal(signal: unknown): asserts signal is AbortSignal | undefined {
+  if (signal === undefined) return;
+  // By shape: signals of another realm are as good.
+  const { aborted, addEventListener } = Object(signal) as Partial<AbortSignal>;
+  if (typeof aborted === 'boolean' && typeof addEventListener === 'function') return;
+  throw expected('ERR_VALUE', 'an AbortSignal', 'signal', typeof signal);
+}
+
+function requireArgs<T extends CallOptions>(args: T): T {
+  if (typeof args === 'object' && (args as T | null) !== null) return args;
+  throw expected('ERR_VALUE', 'an object', 'the arguments', args === null ? 'null' : typeof args);
+}
+
+/** The device over the native CPU backend. Arguments are checked there, not here. */
+export class CpuDevice implements Device {
+  readonly info: CpuInfo;
+  readonly #binding: NativeBinding;
+  readonly #native: NativeDevice;
+  #closed = false;
+  #calls = 0;
+
+  constructor(binding: NativeBinding, options: { threads: number; isa?: string }) {
+    this.#binding = binding;
+    this.#native = callNative(() => new binding.CpuDevice(options));
+    this.info = Object.freeze(this.#native.info());
+  }
+
+  tensor<D extends DType = 'float32'>(shape: readonly number[], options: { dtype?: D } = {}): Tensor<D> {
+    this.#requireOpen();
+    const buffer = callNative(() => this.#binding.allocate(shape, options));
+    return adoptTensor(this.#binding, buffer, shape, options.dtype ?? ('float32' as D));
+  }
+
+  from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>> {
+    this.#requireOpen();
+    return wrapTensor(this.#binding, data, shape ?? [data.length]);
+  }
+
+  async attention(args: AttentionArgs): Promise<AttentionResult> {
+    const { precision, ...rest } = requireArgs(args);
+    requireCpuPrecision(precision);
+    return this.#run('attention', rest, { out: rest.out, lse: rest.lse });
+  }
+
+  async bias(args: BiasArgs): Promise<Tensor> {
+    return (await this.#run('bias', args, { out: requireArgs(args).out })).out;
+  }
+
+  async router(args: RouterArgs): Promise<Tensor> {
+    return (await this.#run('router', args, { out: requireArgs(args).out })).out;
+  }
+
+  async project(args: ProjectArgs): Promise<ProjectResult> {
+    return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#native.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #requireOpen(): void {
+    if (this.#closed) throw expected('ERR_DEVICE', 'an open device', 'the call', 'a closed one');
+  }
+
+  /** Runs an operation. `outputs` has its outputs by name, with the tensors that the caller gave for them. */
+  async #run<Name extends string>(
+    operation: OperationName,
+    args: CallOptions,
+    outputs: Record<Name, TensorLike | undefined>,
+  ): Promise<Record<Name, Tensor>> {
+    const { signal, ...rest } = args;
+    requireSignal(signal);
+    if (signal?.aborted) {
+      throw new AttentionBiasError('ERR_ABORTED', 'the operation was aborted', { cause: signal.reason });
+    }
+    const id = ++this.#calls;
+    const abort = (): void => {
+      this.#native.abort(id);
+    };
+    try {
+      const pending = this.#native[operation](id, rest);
+      signal?.addEventListener('abort', abort, { once: true });
+      const made = await pending;
+      const results = Object.entries<TensorLike | undefined>(outputs).map(([name, given]) => {
+        const tensor = made[name];
+        if (tensor !== undefined) return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
+        if (given instanceof Tensor || given === undefined) return [name, given];
+        return [name, wrapTensor(this.#binding, given.data, given.shape)];
+      });
+      return Object.fromEntries(results) as Record<Name, Tensor>;
+    } catch (error) {
+      throw fromNative(error, signal?.aborted ? { cause: signal.reason } : undefined);
+    } finally {
+      signal?.removeEventListener('abort', abort);
+    }
+  }
+}

@@ -1,0 +1,162 @@
+import type { BiasTerm } from './terms.js';
+import type { DType, DTypeOf, Tensor, TensorLike, TypedArray } from './tensor.js';
+
+/** Of the arithmetic. `f32`: relative L2 error of `out` and `lse` below 2e-6 against float64. */
+export type Precision = 'f32' | 'tf32' | 'bf16';
+
+export interface OpenOptions {
+  /**
+   * `auto`: the fastest there is, without an error. A device that is asked for by name never falls back to another.
+   * Default: ATTENTION_BIAS_DEVICE, else `auto`.
+   */
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+  /** CPU threads, 1 to 1024; default ATTENTION_BIAS_THREADS, else the cores that this process may use. */
+  threads?: number;
+  /** default precision of this device's operations; `f32`, the only one on the CPU */
+  precision?: Precision;
+}
+
+export interface CpuInfo {
+  readonly backend: 'cpu';
+  /** the processor's name */
+  readonly name: string;
+  /** the instruction set level in use: x86-64-v2 | x86-64-v3 | x86-64-v4 | arm64 | generic (ATTENTION_BIAS_ISA) */
+  readonly isa: string;
+  readonly threads: number;
+}
+export type DeviceInfo = CpuInfo;
+
+/** Letters in shapes: B batch, H heads, Q queries, K keys, D head dim of query and key, Dv of value, V camera views. */
+export interface CallOptions {
+  /** rejects with ERR_ABORTED, whose `cause` is the signal's reason: a waiting operation at once, a running one between tiles */
+  signal?: AbortSignal | undefined;
+}
+
+export interface AttentionArgs extends CallOptions {
+  /** float32 [B, H, Q, D] */
+  query: TensorLike;
+  /** float32 [B, H, K, D] */
+  key: TensorLike;
+  /** float32 [B, H, K, Dv] */
+  value: TensorLike;
+  /** at most 64 terms, summed; their order changes the result by rounding only */
+  bias?: readonly BiasTerm[] | undefined;
+  /** of query·key, finite; default 1/√D */
+  scale?: number | undefined;
+  /** default: the device's */
+  precision?: Precision | undefined;
+  /** float32 [B, H, Q, Dv] to write to instead of a new tensor; shares no memory with any other tensor of the call */
+  out?: TensorLike | undefined;
+  /** float32 [B, H, Q] likewise */
+  lse?: TensorLike | undefined;
+}
+
+export interface AttentionResult {
+  /** float32 [B, H, Q, Dv]; 0 for a query that sees no key */
+  out: Tensor;
+  /** float32 [B, H, Q], natural log of Σ exp(score); −∞ for a query that sees no key */
+  lse: Tensor;
+}
+
+export interface BiasArgs extends CallOptions {
+  /** [B, H, Q, K] */
+  shape: readonly [number, number, number, number];
+  bias: readonly BiasTerm[];
+  /** float32 [1|B, 1|H, Q, K] to write to */
+  out?: TensorLike | undefined;
+}
+
+export interface RouterArgs extends CallOptions {
+  /** float32 [B, Q, E] */
+  features: TensorLike;
+  /** float32 [M, E] */
+  weight: TensorLike;
+  /** float32 [M]; a fresh router has 1.5 here and 0 in `weight` */
+  bias: TensorLike;
+  /** float32 [B, Q, M] to write to */
+  out?: TensorLike | undefined;
+}
+
+export interface ProjectArgs extends CallOptions {
+  /** float32 [B, Q, 3] (x, y, z) in [0, 1] of the point cloud range */
+  referencePoints: TensorLike;
+  /** [x0, y0, z0, x1, y1, z1] in metres */
+  pointCloudRange: readonly [number, number, number, number, number, number];
+  /** float32 [B, V, 4, 4], from LiDAR coordinates (metres) to pixels times depth, as in mmdetection3d */
+  lidar2img: TensorLike;
+  /** [h, w] of the images that lidar2img projects to, in pixels */
+  imageShape: readonly [number, number];
+  /** [h, w] of the camera feature map, in cells */
+  featureShape: readonly [number, number];
+  /** [h, w] of the bird's-eye-view feature map, in cells */
+  bevShape: readonly [number, number];
+}
+
+export interface ProjectResult {
+  /** float32 [B, Q, 2] (y, x): BEV cells, floored, not clamped */
+  bevCenters: Tensor;
+  /** float32 [B, Q, 3] (view, y, x): cells of the first camera that sees the point; (−1, −1, −1): none does */
+  cameraCenters: Tensor;
+}
+
+/**
+ * A place to compute on. Operations run one after the other, in the order of the calls, on threads of the device's own; the
+ * event loop goes on. Each rejects with an AttentionBiasError: ERR_SHAPE, ERR_DTYPE, ERR_VALUE or ERR_TERM for arguments
+ * that don't fit (an unknown field is one), ERR_DISPOSED for a disposed tensor, ERR_MEMORY, ERR_ABORTED, and ERR_DEVICE
+ * after close(). After a rejection the contents of `out` and `lse` are undefined.
+ *
+ * Tensors of a running operation must stay as they are. Native ones may be disposed meanwhile: their memory is kept until
+ * the operation ends. A typed array of the caller's own whose buffer is transferred away makes the operation fail.
+ *
+ * Devices may be opened side by side, also in worker_threads; each has its own threads.
+ */
+export interface Device extends Disposable {
+  readonly info: DeviceInfo;
+
+  /**
+   * A new tensor, filled with zeros.
+   *
+   * @param shape 1 to 8 dimensions of at least 1
+   * @param options `dtype`: float32 (default), int32 or uint8
+   * @throws AttentionBiasError ERR_SHAPE, ERR_VALUE, ERR_MEMORY, ERR_DEVICE
+   */
+  tensor<D extends DType = 'float32'>(shape: readonly number[], options?: { dtype?: D }): Tensor<D>;
+
+  /**
+   * Wraps a typed array without a copy.
+   *
+   * @param data Float32Array, Int32Array or Uint8Array, in memory of fixed size
+   * @param shape default [data.length]
+   * @throws AttentionBiasError ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE
+   */
+  from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>>;
+
+  /**
+   * softmax(scale·query·keyᵀ + Σ bias)·value, with the terms evaluated inside the softmax: the Q×K bias never exists, and
+   * memory beyond inputs and outputs does not grow with Q·K. Online softmax over tiles (FlashAttention, Dao 2022); with
+   * `modality` terms it is MoME's decoder attention under an adaptive query router (AQR).
+   */
+  attention(args: AttentionArgs): Promise<AttentionResult>;
+
+  /**
+   * The sum of the terms as a dense float32 tensor [1|B, 1|H, Q, K], with −∞ for hidden pairs: generation and mask fusion in
+   * one pass. B or H is 1 when no term depends on it by type and tensor shape.
+   */
+  bias(args: BiasArgs): Promise<Tensor>;
+
+  /** The adaptive query router (MoME): weights [B, Q, M] = sigmoid(features·weightᵀ + bias). */
+  router(args: RouterArgs): Promise<Tensor>;
+
+  /**
+   * Reference points to the cells they fall in, of the bird's-eye view and of the first camera that sees them (depth above
+   * 1e-5, inside the image): the centres of `spatial` and `window` terms, as in CMT's projected position encoding. Computed
+   * in float64.
+   */
+  project(args: ProjectArgs): Promise<ProjectResult>;
+
+  /**
+   * Ends the device: an operation that runs finishes, those waiting reject with ERR_DEVICE, as do further calls. Its tensors
+   * stay. A second call does nothing.
+   */
+  close(): void;
+}

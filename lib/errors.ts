@@ -1,0 +1,63 @@
+/** What went wrong, for code that reacts to it; the message is for people. */
+export type ErrorCode =
+  | 'ERR_SHAPE' // a wrong rank, dimension or element count
+  | 'ERR_DTYPE' // a wrong element type
+  | 'ERR_VALUE' // a value outside its range, NaN where none may be, a detached buffer, an unknown option
+  | 'ERR_TERM' // a bias term of unknown type, or with an unknown or missing field
+  | 'ERR_DEVICE' // a device that was asked for and can't be used, or that is closed
+  | 'ERR_MEMORY' // an allocation that failed, or that is larger than can be addressed
+  | 'ERR_ABORTED' // the signal of the call was aborted
+  | 'ERR_DISPOSED' // a tensor that was disposed
+  | 'ERR_FORMAT' // a file whose contents are not what its format asks for
+  | 'ERR_IO'; // a file that can't be opened, read or written
+
+/** Every error that this package throws on purpose. */
+export class AttentionBiasError extends Error {
+  override readonly name = 'AttentionBiasError';
+
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    options?: { cause?: unknown },
+  ) {
+    super(message, options);
+  }
+}
+
+/** The package's one sentence: what was expected, of what, and what came instead. */
+export function expected(code: ErrorCode, what: string, name: string, received: string): AttentionBiasError {
+  return new AttentionBiasError(code, `expected ${what} for ${name} but received ${received}`);
+}
+
+/** The codes of native errors (native/core/errors.h). */
+const nativeCodes: ReadonlySet<unknown> = new Set<ErrorCode>([
+  'ERR_SHAPE',
+  'ERR_DTYPE',
+  'ERR_VALUE',
+  'ERR_TERM',
+  'ERR_DEVICE',
+  'ERR_MEMORY',
+  'ERR_ABORTED',
+  'ERR_DISPOSED',
+]);
+
+/**
+ * The AttentionBiasError that an error of the addon stands for; anything else, such as what a getter among the arguments
+ * throws, stays as it is.
+ */
+export function fromNative(error: unknown, options?: { cause?: unknown }): unknown {
+  if (error instanceof AttentionBiasError || typeof error !== 'object' || error === null) return error;
+  // By shape: the addon's Error may come from another realm.
+  const { code, message } = error as { code?: unknown; message?: unknown };
+  if (!nativeCodes.has(code) || typeof message !== 'string') return error;
+  return new AttentionBiasError(code as ErrorCode, message, options);
+}
+
+/** Calls the addon, whose errors leave as AttentionBiasError. */
+export function callNative<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

@@ -1,0 +1,87 @@
+/** Files that are written whole or not at all. */
+import { randomUUID } from 'node:crypto';
+import { open, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+
+import { expected } from '../errors.js';
+import { CHUNK_BYTES, ioError, throwIfAborted } from './io.js';
+
+const WHAT = 'a file that can be written';
+
+/**
+ * Where a file of this path will stand: a link is followed. ERR_IO when something other than a regular file is there
+ * (renaming over /dev/null would replace it), or when its folder does not exist.
+ */
+export async function checkTarget(path: string): Promise<string> {
+  let target = path;
+  try {
+    const info = await stat(path);
+    if (!info.isFile()) throw expected('ERR_IO', WHAT, path, info.isDirectory() ? 'a folder' : 'a device or a pipe');
+    target = await realpath(path);
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ERR_IO') throw cause;
+    if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw ioError(WHAT, path, cause);
+  }
+  try {
+    await stat(dirname(target));
+  } catch (cause) {
+    throw ioError('a path in a folder that exists', path, cause);
+  }
+  return target;
+}
+
+async function writeChunk(file: FileHandle, bytes: Uint8Array, path: string, signal?: AbortSignal): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    throwIfAborted(signal, path);
+    try {
+      done += (await file.write(bytes, done, Math.min(CHUNK_BYTES, bytes.length - done))).bytesWritten;
+    } catch (cause) {
+      throw ioError(WHAT, path, cause);
+    }
+  }
+}
+
+/**
+ * Writes `chunks` to a temporary file in the folder of `path`, flushes it to the disk, and renames it to `path`. After
+ * any failure or abort the temporary file is gone and whatever stood at `path` is untouched. Chunks are taken one at a
+ * time and not copied: don't change their memory before the promise settles.
+ *
+ * @throws AttentionBiasError ERR_IO, ERR_ABORTED; and what iterating `chunks` throws.
+ */
+export async function writeAtomically(
+  path: string,
+  chunks: Iterable<ArrayBufferView> | AsyncIterable<ArrayBufferView>,
+  options: { readonly signal?: AbortSignal | undefined } = {},
+): Promise<void> {
+  const { signal } = options;
+  const target = await checkTarget(path);
+  const temporary = join(dirname(target), `.attention-bias-${randomUUID()}.tmp`);
+  let file: FileHandle | undefined;
+  try {
+    throwIfAborted(signal, path);
+    file = await open(temporary, 'wx').catch((cause: unknown) => {
+      throw ioError(WHAT, path, cause);
+    });
+    for await (const chunk of chunks) {
+      await writeChunk(file, new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength), path, signal);
+    }
+    const written = file;
+    file = undefined;
+    try {
+      await written.sync();
+    } catch (cause) {
+      throw ioError(WHAT, path, cause);
+    } finally {
+      await written.close();
+    }
+    throwIfAborted(signal, path);
+    await rename(temporary, target).catch((cause: unknown) => {
+      throw ioError(WHAT, path, cause);
+    });
+  } catch (error) {
+    // The first error is the one to tell.
+    await file?.close().catch(() => undefined);
+    await rm(temporary, { force: true }).catch(() => undefined);
+    throw error;
+  }
+}

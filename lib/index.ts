@@ -1,0 +1,6 @@
+export { open } from './open.js';
+export { AttentionBiasError } from './errors.js';
+export type { ErrorCode } from './errors.js';
+export type * from './device.js';
+export type * from './terms.js';
+export type { DType, DTypeOf, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';

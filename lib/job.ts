@@ -1,0 +1,156 @@
+/** Runs job files: an operation on the tensors of a safetensors file. */
+import { dirname, resolve } from 'node:path';
+
+import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
+import type { Device } from './device.js';
+import type { HostTensor } from './formats/host.js';
+import { fieldPath, readJob, TensorRef, type Job } from './formats/job.js';
+import { openSafetensors, type SafetensorsFile } from './formats/safetensors.js';
+import type { Tensor } from './tensor.js';
+
+export type { Job } from './formats/job.js';
+export { readJob } from './formats/job.js';
+
+export interface JobOptions {
+  device: Device;
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * The outputs by the names that a job's result file has: `out` and `lse` (attention), `bias`, `weights` (router),
+ * `bevCenters` and `cameraCenters` (project). They are the caller's to dispose.
+ */
+export type JobOutputs = Record<string, Tensor>;
+
+/** A job with tensors in place of their names. */
+type Loaded<T> = T extends TensorRef ? HostTensor : T extends object ? { [K in keyof T]: Loaded<T[K]> } : T;
+
+interface Use {
+  /** the field, such as bias[0].visible */
+  field: string;
+  ref: TensorRef;
+}
+
+/** All places of a job that name a tensor. */
+function usesOf(value: unknown, path: readonly PropertyKey[] = []): Use[] {
+  if (value instanceof TensorRef) return [{ field: fieldPath(path), ref: value }];
+  if (Array.isArray(value)) return value.flatMap((item, index) => usesOf(item, [...path, index]));
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([key, item]) => usesOf(item, [...path, key]));
+}
+
+function withTensors<T>(value: T, loaded: ReadonlyMap<string, HostTensor>): Loaded<T> {
+  const replace = (item: unknown): unknown => {
+    if (item instanceof TensorRef) return loaded.get(item.tensor);
+    if (Array.isArray(item)) return item.map(replace);
+    if (typeof item !== 'object' || item === null) return item;
+    return Object.fromEntries(Object.entries(item).map(([key, field]) => [key, replace(field)]));
+  };
+  return replace(value) as Loaded<T>;
+}
+
+const named = ({ field, ref }: Use): string => `${field} (tensor ${JSON.stringify(ref.tensor)})`;
+
+/** What a file's header says already. ERR_FORMAT, ERR_DTYPE, ERR_SHAPE. */
+function checkUse(use: Use, file: SafetensorsFile): void {
+  const { tensor, dtypes } = use.ref;
+  const entry = file.tensors.get(tensor);
+  if (!entry) {
+    const names = [...file.tensors.keys()];
+    const some = names.slice(0, 8).join(', ') + (names.length > 8 ? ', …' : '');
+    throw expected('ERR_FORMAT', `a tensor of ${file.path} (${some})`, use.field, JSON.stringify(tensor));
+  }
+  const shape = `[${entry.shape.join(', ')}]`;
+  if (!dtypes.includes(entry.dtype)) {
+    throw expected('ERR_DTYPE', dtypes.join(' or '), named(use), `${entry.dtype} ${shape}`);
+  }
+  if (entry.shape.includes(0)) throw expected('ERR_SHAPE', 'dimensions of at least 1', named(use), shape);
+}
+
+/** Loads each tensor that the job names, once. */
+async function load(
+  uses: readonly Use[],
+  path: string | undefined,
+  signal: AbortSignal | undefined,
+): Promise<Map<string, HostTensor>> {
+  const loaded = new Map<string, HostTensor>();
+  if (path === undefined) {
+    const [first] = uses;
+    if (first) throw expected('ERR_FORMAT', `the path of a safetensors file, with ${named(first)},`, 'tensors', 'nothing');
+    return loaded;
+  }
+  let file: SafetensorsFile;
+  try {
+    file = await openSafetensors(path);
+  } catch (error) {
+    throw error instanceof AttentionBiasError ? prefixed('tensors: ', error) : error;
+  }
+  try {
+    for (const use of uses) checkUse(use, file);
+    for (const { ref } of uses) {
+      if (!loaded.has(ref.tensor)) loaded.set(ref.tensor, await file.read(ref.tensor, { signal }));
+    }
+  } finally {
+    await file.close();
+  }
+  return loaded;
+}
+
+function prefixed(prefix: string, error: AttentionBiasError, message = error.message): AttentionBiasError {
+  return new AttentionBiasError(error.code, prefix + message, { cause: error.cause });
+}
+
+const aboutArguments: ReadonlySet<ErrorCode> = new Set(['ERR_SHAPE', 'ERR_DTYPE', 'ERR_VALUE', 'ERR_TERM']);
+
+/** The device names a field; a job's author also wants to know which tensor that is. */
+function withTensorName(error: unknown, uses: readonly Use[]): unknown {
+  if (!(error instanceof AttentionBiasError) || !aboutArguments.has(error.code)) return error;
+  const use = uses.find(({ field }) => error.message.includes(` for ${field} but `));
+  if (!use) return error;
+  return prefixed('', error, error.message.replace(` for ${use.field} but `, ` for ${named(use)} but `));
+}
+
+async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promise<JobOutputs> {
+  switch (job.op) {
+    case 'attention': {
+      const { query, key, value, scale, bias } = job;
+      const { out, lse } = await device.attention({ query, key, value, scale, bias, signal });
+      return { out, lse };
+    }
+    case 'bias':
+      return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
+    case 'router': {
+      const { features, weight, bias } = job;
+      return { weights: await device.router({ features, weight, bias, signal }) };
+    }
+    case 'project': {
+      const { referencePoints, pointCloudRange, lidar2img, imageShape, featureShape, bevShape } = job;
+      const shapes = { pointCloudRange, imageShape, featureShape, bevShape };
+      const { bevCenters, cameraCenters } = await device.project({ referencePoints, lidar2img, ...shapes, signal });
+      return { bevCenters, cameraCenters };
+    }
+  }
+}
+
+/**
+ * Runs the job at `path` on a device and returns its outputs. Only the tensors that the job names are read, each once.
+ *
+ * @param job the job at `path`, where `readJob` has read it before
+ * @throws AttentionBiasError in one line that starts with the path: ERR_FORMAT (the job or the tensors file), ERR_SHAPE,
+ *   ERR_DTYPE, ERR_VALUE, ERR_TERM (with the field's path and the tensor's name), ERR_IO, ERR_MEMORY, ERR_DEVICE,
+ *   ERR_ABORTED
+ */
+export async function runJob(path: string, options: JobOptions, job?: Job): Promise<JobOutputs> {
+  const { signal } = options;
+  const checked = job ?? (await readJob(path, { signal }));
+  const uses = usesOf(checked);
+  try {
+    const tensorsPath = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
+    const loaded = await load(uses, tensorsPath, signal);
+    return await execute(withTensors(checked, loaded), options).catch((error: unknown) => {
+      throw withTensorName(error, uses);
+    });
+  } catch (error) {
+    throw error instanceof AttentionBiasError ? prefixed(`${path}: `, error) : error;
+  }
+}

@@ -1,0 +1,166 @@
+// The module: what lib/native.ts loads (its NativeBinding describes these functions to TypeScript).
+#include <utility>
+#include <vector>
+
+#include "addon/calls.h"
+#include "addon/cpu_device.h"
+#include "addon/environment.h"
+#include "addon/js_errors.h"
+#include "core/reference.h"
+
+namespace attention_bias::addon {
+
+namespace {
+
+struct Finished {
+  CpuDevice* device;
+  Operation* operation;
+};
+
+Napi::Float64Array doubles(Napi::Env env, int64_t count) {
+  return Napi::Float64Array::New(env, static_cast<size_t>(count));
+}
+
+void check(napi_env env, napi_status status) {
+  if (status != napi_ok) throw Napi::Error::New(env);
+}
+
+}  // namespace
+
+Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
+  DefineAddon(exports, {InstanceMethod<&Environment::info>("info"), InstanceMethod<&Environment::memory>("memory"),
+                        InstanceMethod<&Environment::allocate>("allocate"),
+                        InstanceMethod<&Environment::check_tensor>("checkTensor"),
+                        InstanceMethod<&Environment::release>("release"),
+                        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
+                        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
+                        InstanceMethod<&Environment::reference_bias>("referenceBias")});
+  exports.Set("CpuDevice", CpuDevice::define(env));
+  const Napi::String name = Napi::String::New(env, "attention-bias");
+  check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, on_finished,
+                                             &finished_));
+  check(env, napi_unref_threadsafe_function(env, finished_));  // only operations hold the event loop
+  // Hooks run last first: threads end before the function that they post to.
+  check(env, napi_add_env_cleanup_hook(env, teardown, this));
+}
+
+void Environment::teardown(void* environment) {
+  Environment* self = static_cast<Environment*>(environment);
+  for (CpuDevice* device : self->devices_) device->teardown();
+  self->devices_.clear();
+}
+
+void Environment::operation_started() {
+  if (operations_++ == 0) napi_ref_threadsafe_function(env_, finished_);
+}
+
+void Environment::operation_settled() {
+  if (--operations_ == 0) napi_unref_threadsafe_function(env_, finished_);
+}
+
+void Environment::post_finished(CpuDevice* device, Operation* operation) {
+  auto message = std::make_unique<Finished>(Finished{device, operation});
+  if (napi_call_threadsafe_function(finished_, message.get(), napi_tsfn_nonblocking) == napi_ok) message.release();
+}
+
+void Environment::on_finished(napi_env env, napi_value, void* environment, void* data) {
+  const std::unique_ptr<Finished> message(static_cast<Finished*>(data));
+  if (env == nullptr) return;  // the environment is gone, and teardown() has seen to the operation
+  Environment* self = static_cast<Environment*>(environment);
+  if (self->devices_.count(message->device) == 0) return;
+  try {
+    message->device->finish(message->operation);
+  } catch (const Napi::Error&) {
+    // The environment is ending: no JavaScript runs any more, and nobody waits for the promise.
+  }
+}
+
+Napi::Value Environment::info(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Napi::Object result = Napi::Object::New(env);
+    Napi::Array isas = Napi::Array::New(env);
+    for (const std::string& isa : cpu::supported_isas()) isas.Set(isas.Length(), isa);
+    result.Set("processor", cpu::processor_name());
+    result.Set("isas", isas);
+    return result;
+  });
+}
+
+Napi::Value Environment::memory(const Napi::CallbackInfo& info) {
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("bytes", static_cast<double>(account_->bytes));
+  result.Set("blocks", static_cast<double>(account_->blocks));
+  return result;
+}
+
+Napi::Value Environment::allocate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const Shape shape = read_shape(info[0], "shape");
+    Arguments none;
+    Fields options(&none, info[1], "", "the options of a tensor", ErrorCode::kValue);
+    constexpr DType kDTypes[] = {DType::kFloat32, DType::kInt32, DType::kUint8};
+    const DType dtype = kDTypes[options.choice("dtype", {"float32", "int32", "uint8"})];
+    options.finish();
+    const int64_t bytes = element_count(shape, "shape") * static_cast<int64_t>(dtype_bytes(dtype));
+    return buffers_->allocate(env, bytes, "a tensor " + to_string(shape), account_);
+  });
+}
+
+Napi::Value Environment::check_tensor(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    const TensorView* view = arguments.add(info[0], "from");
+    arguments.resolve(env, *buffers_);
+    return Napi::String::New(env, dtype_name(view->dtype));
+  });
+}
+
+void Environment::release(const Napi::CallbackInfo& info) { buffers_->release(info.Env(), info[0]); }
+
+void Environment::set_external_limit(const Napi::CallbackInfo& info) {
+  buffers_->set_external_limit(info[0].As<Napi::Number>().Int64Value());
+}
+
+Napi::Value Environment::reference_attention(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceAttention", ErrorCode::kValue);
+    const AttentionCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const AttentionProblem problem = call.problem(&program);
+    const Extent& e = problem.extent;
+    const int64_t rows = element_count({e.batch, e.heads, e.queries}, "lse");
+    Napi::Float64Array out = doubles(env, element_count({rows, problem.value_dim}, "out")), lse = doubles(env, rows);
+    attention_bias::reference_attention(problem, out.Data(), lse.Data());
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("out", out);
+    result.Set("lse", lse);
+    return result;
+  });
+}
+
+Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceBias", ErrorCode::kValue);
+    const BiasCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    const std::unique_ptr<Program> program = call.program();
+    Napi::Float64Array out = doubles(env, element_count(bias_shape(*program), "out"));
+    attention_bias::reference_bias(*program, out.Data());
+    return out;
+  });
+}
+
+}  // namespace attention_bias::addon
+
+using attention_bias::addon::Environment;
+NODE_API_ADDON(Environment)

@@ -1,0 +1,37 @@
+// The operations' arguments by name (lib/device.ts), and what each makes of them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "addon/operation.h"
+#include "addon/terms.h"
+
+namespace attention_bias::addon {
+
+// The inputs of `attention`. The tensors' pointers are there after Arguments::resolve.
+struct AttentionCall {
+  const TensorView *query, *key, *value;
+  double scale;
+  std::vector<AddTerm> terms;
+
+  explicit AttentionCall(Fields* arguments);
+  // Checks them. The program is the problem's bias.
+  AttentionProblem problem(std::unique_ptr<Program>* program) const;
+};
+
+// The inputs of `bias`.
+struct BiasCall {
+  Shape shape;
+  std::vector<AddTerm> terms;
+
+  explicit BiasCall(Fields* arguments);
+  std::unique_ptr<Program> program() const;
+};
+
+Compute read_attention(Fields* arguments, Outputs* outputs);
+Compute read_bias(Fields* arguments, Outputs* outputs);
+Compute read_router(Fields* arguments, Outputs* outputs);
+Compute read_project(Fields* arguments, Outputs* outputs);
+
+}  // namespace attention_bias::addon

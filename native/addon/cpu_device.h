@@ -1,0 +1,53 @@
+// The JavaScript class CpuDevice: a CPU backend and the operations under way on it. JavaScript thread only.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+
+#include "addon/dispatcher.h"
+
+namespace attention_bias::addon {
+
+class Environment;
+
+class CpuDevice : public Napi::ObjectWrap<CpuDevice> {
+ public:
+  static Napi::Function define(Napi::Env env);
+
+  // new CpuDevice({ threads, isa? }): ERR_VALUE for an instruction set that isn't there.
+  explicit CpuDevice(const Napi::CallbackInfo& info);
+  ~CpuDevice() override;
+
+  // An operation has run.
+  void finish(Operation* operation);
+  // The environment goes: stops all threads, drops all operations without settling their promises.
+  void teardown();
+
+ private:
+  // attention(id, arguments): Promise<{ [output]: { buffer, shape } }>, and so on. `id`, a number of the caller's, is for
+  // abort().
+  Napi::Value attention(const Napi::CallbackInfo& info);
+  Napi::Value bias(const Napi::CallbackInfo& info);
+  Napi::Value router(const Napi::CallbackInfo& info);
+  Napi::Value project(const Napi::CallbackInfo& info);
+  // abort(id): a queued operation rejects at once, a running one between tiles, one that ended is left alone.
+  void abort(const Napi::CallbackInfo& info);
+  // Running operations finish; queued ones reject, and so do further calls. ERR_DEVICE.
+  void close(const Napi::CallbackInfo& info);
+  Napi::Value info(const Napi::CallbackInfo& info);
+
+  using Operations = std::unordered_map<int64_t, std::unique_ptr<Operation>>;
+  Napi::Value start(const Napi::CallbackInfo& info, const char* name, ReadOperation read);
+  // Takes an operation off the books.
+  std::unique_ptr<Operation> remove(Operations::iterator entry);
+
+  Environment* environment_;
+  std::unique_ptr<Dispatcher> dispatcher_;  // none: closed
+  bool closed_ = false;
+  Operations operations_;
+};
+
+}  // namespace attention_bias::addon

@@ -1,0 +1,55 @@
+// The addon's state in one environment: node's main thread, or one worker_thread. No state is shared between them.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <unordered_set>
+
+#include "addon/buffers.h"
+#include "addon/storage.h"
+
+namespace attention_bias::addon {
+
+class CpuDevice;
+class Operation;
+
+class Environment : public Napi::Addon<Environment> {
+ public:
+  Environment(Napi::Env env, Napi::Object exports);
+
+  Buffers& buffers() { return *buffers_; }
+  const std::shared_ptr<MemoryAccount>& account() const { return account_; }
+
+  // Devices with threads, which end with the environment at the latest.
+  void add(CpuDevice* device) { devices_.insert(device); }
+  void remove(CpuDevice* device) { devices_.erase(device); }
+
+  // An operation is under way, or has been settled: the event loop goes on while any is.
+  void operation_started();
+  void operation_settled();
+  // On any thread of a device: has the device finish the operation on the JavaScript thread.
+  void post_finished(CpuDevice* device, Operation* operation);
+
+ private:
+  Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value allocate(const Napi::CallbackInfo& info);
+  Napi::Value check_tensor(const Napi::CallbackInfo& info);
+  void release(const Napi::CallbackInfo& info);
+  void set_external_limit(const Napi::CallbackInfo& info);
+  Napi::Value reference_attention(const Napi::CallbackInfo& info);
+  Napi::Value reference_bias(const Napi::CallbackInfo& info);
+
+  static void teardown(void* environment);
+  static void on_finished(napi_env env, napi_value, void* environment, void* message);
+
+  napi_env env_;
+  std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
+  std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
+  std::unordered_set<CpuDevice*> devices_;
+  napi_threadsafe_function finished_ = nullptr;
+  int64_t operations_ = 0;
+};
+
+}  // namespace attention_bias::addon

@@ -1,0 +1,35 @@
+// Errors of the native code as JavaScript's, and JavaScript's values as words for a message.
+#pragma once
+
+#include <napi.h>
+
+#include <exception>
+#include <new>
+#include <string>
+
+#include "core/errors.h"
+
+namespace attention_bias::addon {
+
+// An Error with a `code` of lib/errors.ts; lib/ makes it an AttentionBiasError.
+Napi::Error to_js(Napi::Env env, const Error& error);
+
+// What a message says was received: 0.5, "text", [2, -1], a Float64Array, null.
+std::string describe(Napi::Value value);
+
+// The native error that an exception of any kind amounts to.
+Error to_error(const std::exception& exception);
+
+// Runs a function of the addon. C++ exceptions leave it as JavaScript's.
+template <class F>
+auto guarded(Napi::Env env, F&& f) -> decltype(f()) {
+  try {
+    return f();
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::exception& exception) {
+    throw to_js(env, to_error(exception));
+  }
+}
+
+}  // namespace attention_bias::addon

@@ -1,0 +1,43 @@
+// Native memory that JavaScript sees as an ArrayBuffer.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace attention_bias::addon {
+
+// What the live Storage of one environment adds up to.
+struct MemoryAccount {
+  std::atomic<int64_t> bytes{0};
+  std::atomic<int64_t> blocks{0};
+};
+
+// A block of memory, freed with its last reference: the ArrayBuffer over it holds one, each running operation that uses
+// it another. Aligned to 64 bytes; from 4 MiB on to 2 MiB, on huge pages where the system has them.
+class Storage {
+ public:
+  enum class Contents { kZero, kUndefined };
+
+  // ERR_MEMORY naming `what` and the bytes. `bytes` at least 1. Any thread.
+  static std::shared_ptr<Storage> allocate(int64_t bytes, Contents contents, const std::string& what,
+                                           std::shared_ptr<MemoryAccount> account);
+  ~Storage();
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account);
+
+  void* data_;
+  size_t bytes_;
+  size_t mapped_bytes_;  // 0: from the heap
+  std::shared_ptr<MemoryAccount> account_;
+};
+
+}  // namespace attention_bias::addon

@@ -1,0 +1,74 @@
+// The operations' arguments, checked, as every backend takes them. Letters as in CONTRACT.md.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "core/program.h"
+#include "core/project.h"
+#include "core/shapes.h"
+
+namespace attention_bias {
+
+// Set by another thread to stop an operation between tiles; nullptr: never.
+using AbortFlag = const std::atomic<bool>*;
+
+struct AttentionProblem {
+  Extent extent;
+  int64_t head_dim = 0;        // D
+  int64_t value_dim = 0;       // Dv
+  const float* query = nullptr;  // [B, H, Q, D]
+  const float* key = nullptr;    // [B, H, K, D]
+  const float* value = nullptr;  // [B, H, K, Dv]
+  float* out = nullptr;          // [B, H, Q, Dv]
+  float* lse = nullptr;          // [B, H, Q]
+  double scale = 0;
+  const Program* bias = nullptr;
+};
+
+// Checks ranks, dtypes and sizes of query, key and value against each other, and fills all but out, lse and bias.
+// `scale` NaN means 1/sqrt(D); infinite is refused.
+AttentionProblem attention_problem(const TensorView& query, const TensorView& key, const TensorView& value,
+                                   double scale);
+
+struct BiasProblem {
+  const Program* bias = nullptr;
+  float* out = nullptr;  // bias_shape()
+};
+
+// [1|B, 1|H, Q, K]
+Shape bias_shape(const Program& bias);
+
+struct RouterProblem {
+  int64_t rows = 0;      // B·Q
+  int64_t features = 0;  // E
+  int64_t outputs = 0;   // M
+  const float* input = nullptr;   // [B, Q, E]
+  const float* weight = nullptr;  // [M, E]
+  const float* bias = nullptr;    // [M]
+  float* out = nullptr;           // [B, Q, M]
+};
+
+RouterProblem router_problem(const TensorView& features, const TensorView& weight, const TensorView& bias);
+
+struct ProjectProblem {
+  int64_t batch = 0, queries = 0, views = 0;
+  const float* reference_points = nullptr;  // [B, Q, 3]
+  const float* lidar2img = nullptr;         // [B, V, 4, 4]
+  std::array<double, 6> range{};            // x0, y0, z0, x1, y1, z1 in metres
+  std::array<int64_t, 2> image_shape{}, feature_shape{}, bev_shape{};
+  float* bev_centers = nullptr;     // [B, Q, 2] (y, x)
+  float* camera_centers = nullptr;  // [B, Q, 3] (view, y, x)
+};
+
+ProjectProblem project_problem(const TensorView& reference_points, const std::vector<double>& point_cloud_range,
+                               const TensorView& lidar2img, const std::vector<int64_t>& image_shape,
+                               const std::vector<int64_t>& feature_shape, const std::vector<int64_t>& bev_shape);
+
+// ERR_VALUE unless all reference points lie in [0, 1].
+void require_reference_points(const ProjectProblem& problem, const std::string& name);
+
+ProjectGeometry project_geometry(const ProjectProblem& problem);
+
+}  // namespace attention_bias

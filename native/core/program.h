@@ -1,0 +1,90 @@
+// A bias as a program: a list of terms, checked once and resolved to plain structs (terms.h) that kernels evaluate.
+// Each add_* checks everything that CONTRACT section 2 asks of its term and throws Error naming the field by `path`
+// (such as bias[2]) and the tensors by their own names. Tensors are not copied: they must outlive the program.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "core/shapes.h"
+#include "core/terms.h"
+
+namespace attention_bias {
+
+enum class Align : uint8_t { kTopLeft, kBottomRight };
+
+struct ModalitySegmentSpec {
+  int64_t start = 0;
+  int64_t length = 0;
+  TensorView weights;  // [B, Q] in [0, 1]
+};
+
+// A grid of cells on a segment of keys: what spatial and window terms share.
+struct GridSpec {
+  int64_t start = 0;
+  std::vector<int64_t> grid;  // [V, Hg, Wg] or [Hg, Wg]
+  TensorView centers;         // [B, Q, 3] or [B, Q, 2]
+};
+
+struct SpatialSegmentSpec {
+  GridSpec cells;
+  double radius = 0;
+  TensorView weights;  // [B, Q]
+};
+
+struct WindowSegmentSpec {
+  GridSpec cells;
+  int64_t size = 0;
+};
+
+class Program {
+ public:
+  // ERR_SHAPE for an extent that can't be addressed.
+  explicit Program(const Extent& extent);
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  void add_dense(const TensorView& bias, const std::string& path);
+  void add_mask(const TensorView& visible, const std::string& path);
+  void add_padding(const TensorView& ignore, const std::string& path);
+  void add_causal(Align align, const std::string& path);
+  void add_sliding_window(int64_t left, int64_t right, Align align, const std::string& path);
+  void add_block_diagonal(const TensorView& query_ids, const TensorView& key_ids, const std::string& path);
+  void add_modality(double strength, const std::vector<ModalitySegmentSpec>& segments, const std::string& path);
+  void add_spatial(double strength, const std::vector<SpatialSegmentSpec>& segments, const std::string& path);
+  void add_window(const std::vector<WindowSegmentSpec>& segments, const std::string& path);
+  void add_denoising(int64_t groups, int64_t group_size, bool groups_see_matching, const std::string& path);
+  void add_shifted_window(const std::vector<int64_t>& resolution, const std::vector<int64_t>& window,
+                          const std::vector<int64_t>& shift, double value, const std::string& path);
+  void add_relative_position(const std::vector<int64_t>& window, const TensorView& table, bool cls_token,
+                             const std::string& path);
+  void add_low_rank(const TensorView& query_factors, const TensorView& key_factors, double scale,
+                    const std::string& path);
+  void add_alibi(const TensorView& slopes, const std::string& path);
+
+  const Extent& extent() const { return extent_; }
+  const std::vector<Term>& terms() const { return terms_; }
+  // The same, out of line, for kernels that may not instantiate anything inline (annotations.h).
+  const Term* term_data() const;
+  int term_count() const;
+
+  // Whether the bias differs between batch rows or heads, by the terms' types and their tensors' shapes.
+  bool depends_on_batch() const { return depends_on_batch_; }
+  bool depends_on_head() const { return depends_on_head_; }
+
+ private:
+  void append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head);
+
+  Extent extent_;
+  std::vector<Term> terms_;
+  bool depends_on_batch_ = false;
+  bool depends_on_head_ = false;
+  // What terms point to. A deque never moves its elements.
+  std::deque<std::vector<ModalitySegment>> modality_segments_;
+  std::deque<std::vector<SpatialSegment>> spatial_segments_;
+  std::deque<std::vector<WindowSegment>> window_segments_;
+};
+
+}  // namespace attention_bias

@@ -1,0 +1,76 @@
+#include "core/reference.h"
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace attention_bias {
+
+namespace {
+
+double bias_at(const Program& bias, int64_t b, int64_t h, int64_t q, int64_t k) {
+  double sum = 0;
+  for (const Term& term : bias.terms()) {
+    sum += visit(term, [&](const auto& t) {
+      return t.template value<double>(t.column(b, h, static_cast<int32_t>(k)), static_cast<int32_t>(q));
+    });
+  }
+  return sum;
+}
+
+}  // namespace
+
+void reference_bias(const Program& bias, double* out) {
+  const Shape shape = bias_shape(bias);
+  for (int64_t b = 0; b < shape[0]; ++b) {
+    for (int64_t h = 0; h < shape[1]; ++h) {
+      for (int64_t q = 0; q < shape[2]; ++q) {
+        for (int64_t k = 0; k < shape[3]; ++k) *out++ = bias_at(bias, b, h, q, k);
+      }
+    }
+  }
+}
+
+void reference_attention(const AttentionProblem& p, double* out, double* lse) {
+  const Extent& e = p.extent;
+  const double infinity = std::numeric_limits<double>::infinity();
+  std::vector<double> scores(static_cast<size_t>(e.keys));
+  for (int64_t b = 0; b < e.batch; ++b) {
+    for (int64_t h = 0; h < e.heads; ++h) {
+      const float* key = p.key + (b * e.heads + h) * e.keys * p.head_dim;
+      const float* value = p.value + (b * e.heads + h) * e.keys * p.value_dim;
+      for (int64_t q = 0; q < e.queries; ++q) {
+        const int64_t row = (b * e.heads + h) * e.queries + q;
+        const float* query = p.query + row * p.head_dim;
+        double* result = out + row * p.value_dim;
+        std::vector<bool> visible(scores.size());
+        bool seen = false;
+        double greatest = -infinity;
+        for (int64_t k = 0; k < e.keys; ++k) {
+          const double bias = p.bias ? bias_at(*p.bias, b, h, q, k) : 0;
+          visible[k] = bias != -infinity;
+          if (!visible[k]) continue;
+          seen = true;
+          double dot = 0;
+          for (int64_t d = 0; d < p.head_dim; ++d) dot += static_cast<double>(query[d]) * key[k * p.head_dim + d];
+          scores[k] = p.scale * dot + bias;
+          if (!(scores[k] <= greatest)) greatest = scores[k];  // NaN wins
+        }
+        for (int64_t d = 0; d < p.value_dim; ++d) result[d] = 0;
+        lse[row] = -infinity;
+        if (!seen) continue;
+        double sum = 0;
+        for (int64_t k = 0; k < e.keys; ++k) {
+          if (!visible[k]) continue;
+          const double weight = std::exp(scores[k] - greatest);  // NaN where greatest is infinite
+          sum += weight;
+          for (int64_t d = 0; d < p.value_dim; ++d) result[d] += weight * value[k * p.value_dim + d];
+        }
+        for (int64_t d = 0; d < p.value_dim; ++d) result[d] /= sum;
+        lse[row] = greatest + std::log(sum);
+      }
+    }
+  }
+}
+
+}  // namespace attention_bias

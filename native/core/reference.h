@@ -1,0 +1,14 @@
+// The slow float64 evaluation of the contract, for tests and self-tests: one pass a row, nothing tiled, nothing clever.
+#pragma once
+
+#include "core/operations.h"
+
+namespace attention_bias {
+
+// out [B, H, Q, Dv] and lse [B, H, Q] in float64.
+void reference_attention(const AttentionProblem& problem, double* out, double* lse);
+
+// bias_shape(bias) in float64.
+void reference_bias(const Program& bias, double* out);
+
+}  // namespace attention_bias

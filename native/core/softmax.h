@@ -1,0 +1,40 @@
+// The softmax state that every kernel keeps for a query, and the rules at its end.
+#pragma once
+
+#include "core/annotations.h"
+
+namespace attention_bias {
+
+// Running state of one query; the output that goes with it is Σ exp(score − base)·value, by the same base.
+//
+//   base  what exponents are taken from: at or somewhat below the greatest score so far (a lazy maximum)
+//   sum   Σ exp(score − base) of the visible keys so far
+//   seen  whether any key was visible
+struct SoftmaxState {
+  float base;
+  float sum;
+  bool seen;
+};
+
+// A query that sees no key has out 0 and lse −∞. One that sees keys, all of score −∞, has sum 0 and is NaN, as is one
+// with a score of +∞ or NaN.
+AB_HD float output_scale(const SoftmaxState& s) {
+  if (!s.seen) return 0.0f;
+  return s.sum == 0.0f ? __builtin_nanf("") : 1.0f / s.sum;
+}
+
+AB_HD float log_sum_exp(const SoftmaxState& s) {
+  if (!s.seen) return -__builtin_inff();
+  if (s.sum == 0.0f) return __builtin_nanf("");
+  return static_cast<float>(static_cast<double>(s.base) + __builtin_log(static_cast<double>(s.sum)));
+}
+
+// Whether a part weighs anything in a merge of parts.
+AB_HD bool weighs(const SoftmaxState& part) { return part.seen && part.sum != 0.0f; }  // true for NaN
+
+// Factor that takes a part's sum and output from its own base to another.
+AB_HD float rebase(const SoftmaxState& part, float base) {
+  return weighs(part) ? __builtin_expf(part.base - base) : 0.0f;
+}
+
+}  // namespace attention_bias

@@ -1,0 +1,667 @@
+// THE definition of every bias term (CONTRACT.md section 2), for all backends and the float64 reference.
+//
+// A term is a plain struct with three functions:
+//
+//   column(b, h, k)   what the term knows of one key (of one batch row and head); the divisions are here
+//   value<Real>(column, q)   the term's value for one query of that column; −∞ hides the pair
+//   tile_class(tile)  a closed-form bound on a tile of scores, so that kernels skip what need not be evaluated
+//
+// and two facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all queries but those
+// near the key, of which near(tile, q, f) tells: kernels then evaluate only those.
+//
+// A tile class is a promise: kHidden, every pair of the tile is hidden; kZero, the value is 0 for every pair;
+// kRowConstant, a query's value is the same for all keys of the tile, so value(column(k0), q) serves for the row (−∞
+// allowed); kMixed promises nothing and is always right.
+//
+// A new term is one struct here, listed in AB_TERMS. Nothing here may be emitted out of line (annotations.h), so there is
+// no standard library beyond builtins.
+#pragma once
+
+#include <cstdint>
+
+#include "core/annotations.h"
+
+namespace attention_bias {
+
+enum class TileClass : uint8_t { kHidden, kZero, kRowConstant, kMixed };
+
+// Queries [q0, q1) and keys [k0, k1) of one batch row and head; never empty.
+struct Tile {
+  int64_t b, h;
+  int32_t q0, q1, k0, k1;
+};
+
+template <class Real>
+AB_HD Real hidden() {
+  return static_cast<Real>(-__builtin_inff());
+}
+
+AB_HD int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+AB_HD int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
+
+// ---------------------------------------------------------------------------------------------------------------
+// Given tensors
+
+// bias[b, h, q, k], broadcast by strides of 0; −∞ entries hide.
+struct DenseTerm {
+  const float* bias;
+  int64_t batch_stride, head_stride, query_stride, key_stride;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  using Column = const float*;
+  AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
+    return bias + b * batch_stride + h * head_stride + k * key_stride;
+  }
+  template <class Real>
+  AB_HD Real value(Column column, int32_t q) const {
+    return static_cast<Real>(column[q * query_stride]);
+  }
+  AB_HD TileClass tile_class(const Tile&) const { return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed; }
+};
+
+// Counts non-zero bytes of one tile of a byte tensor, each distinct entry once, and classes the tile by them.
+AB_HD TileClass byte_tile_class(const uint8_t* first, int64_t query_stride, int64_t key_stride, const Tile& tile,
+                                bool nonzero_is_visible) {
+  const int32_t rows = query_stride == 0 ? 1 : tile.q1 - tile.q0;
+  const int32_t columns = key_stride == 0 ? 1 : tile.k1 - tile.k0;
+  bool any = false, all = true;
+  for (int32_t q = 0; q < rows; ++q) {
+    for (int32_t k = 0; k < columns; ++k) {
+      const bool nonzero = first[q * query_stride + k * key_stride] != 0;
+      any |= nonzero;
+      all &= nonzero;
+    }
+    if (any && !all) return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed;
+  }
+  return any == nonzero_is_visible ? TileClass::kZero : TileClass::kHidden;
+}
+
+// Visible where visible[b, h, q, k] is not 0.
+struct MaskTerm {
+  const uint8_t* visible;
+  int64_t batch_stride, head_stride, query_stride, key_stride;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  using Column = const uint8_t*;
+  AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
+    return visible + b * batch_stride + h * head_stride + k * key_stride;
+  }
+  template <class Real>
+  AB_HD Real value(Column column, int32_t q) const {
+    return column[q * query_stride] ? Real(0) : hidden<Real>();
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    return byte_tile_class(column(t.b, t.h, t.k0) + t.q0 * query_stride, query_stride, key_stride, t, true);
+  }
+};
+
+// Hidden where ignore[b, k] is not 0.
+struct PaddingTerm {
+  const uint8_t* ignore;
+  int64_t keys;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  using Column = bool;
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const { return ignore[b * keys + k] != 0; }
+  template <class Real>
+  AB_HD Real value(Column ignored, int32_t) const {
+    return ignored ? hidden<Real>() : Real(0);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    return byte_tile_class(ignore + t.b * keys + t.k0, 0, 1, t, false);
+  }
+};
+
+// Visible where query_ids[b, q] equals key_ids[b, k].
+struct BlockDiagonalTerm {
+  const int32_t* query_ids;
+  const int32_t* key_ids;
+  int64_t queries, keys;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  struct Column {
+    const int32_t* query_ids;
+    int32_t id;
+  };
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const {
+    return {query_ids + b * queries, key_ids[b * keys + k]};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& column, int32_t q) const {
+    return column.query_ids[q] == column.id ? Real(0) : hidden<Real>();
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    const int32_t* q = query_ids + t.b * queries;
+    const int32_t* k = key_ids + t.b * keys;
+    int32_t q_min = q[t.q0], q_max = q_min, k_min = k[t.k0], k_max = k_min;
+    for (int32_t i = t.q0; i < t.q1; ++i) q_min = min_i32(q_min, q[i]), q_max = max_i32(q_max, q[i]);
+    for (int32_t i = t.k0; i < t.k1; ++i) k_min = min_i32(k_min, k[i]), k_max = max_i32(k_max, k[i]);
+    if (q_max < k_min || k_max < q_min) return TileClass::kHidden;
+    if (k_min != k_max) return TileClass::kMixed;
+    return q_min == q_max ? TileClass::kZero : TileClass::kRowConstant;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Masks in which a key is visible to one range of queries
+
+// Queries [begin, end) see the key. 64 bits: an offset and a limit may pass the ends of the tensor.
+struct QueryRange {
+  int64_t begin, end;
+
+  template <class Real>
+  AB_HD Real value(int32_t q) const {
+    return q >= begin && q < end ? Real(0) : hidden<Real>();
+  }
+};
+
+// Class of a tile whose keys are visible to at least `all` and at most `any`.
+AB_HD TileClass range_tile_class(const QueryRange& all, const QueryRange& any, const Tile& t) {
+  if (any.end <= t.q0 || any.begin >= t.q1) return TileClass::kHidden;
+  return all.begin <= t.q0 && all.end >= t.q1 ? TileClass::kZero : TileClass::kMixed;
+}
+
+constexpr int64_t kUnlimited = int64_t{1} << 40;
+
+// Visible where −left ≤ k − (q + offset) ≤ right. Causal is left unlimited, right 0.
+struct SlidingWindowTerm {
+  int64_t left, right, offset;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  using Column = QueryRange;
+  AB_HD Column column(int64_t, int64_t, int32_t k) const { return {k - offset - right, k - offset + left + 1}; }
+  template <class Real>
+  AB_HD Real value(const Column& column, int32_t q) const {
+    return column.value<Real>(q);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    const QueryRange first = column(t.b, t.h, t.k0), last = column(t.b, t.h, t.k1 - 1);
+    return range_tile_class({last.begin, first.end}, {first.begin, last.end}, t);
+  }
+};
+
+// DN-DETR: the first `denoising` = groups·group_size tokens are denoising groups, the rest are matching tokens. A
+// group's keys are visible to that group; matching keys to matching queries, and to groups if groups_see_matching.
+struct DenoisingTerm {
+  int64_t group_size, denoising, queries;
+  bool groups_see_matching;
+
+  static constexpr bool kHides = true, kLocal = false;
+
+  using Column = QueryRange;
+  AB_HD Column column(int64_t, int64_t, int32_t k) const {
+    if (k >= denoising) return {groups_see_matching ? 0 : denoising, queries};
+    const int64_t first = k / group_size * group_size;
+    return {first, first + group_size};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& column, int32_t q) const {
+    return column.value<Real>(q);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    // Ranges only differ between the tile's first key, its last denoising key and its last key; groups have no query in
+    // common.
+    QueryRange all = column(t.b, t.h, t.k0), any = all;
+    const int32_t last_denoising = t.k1 - 1 < denoising ? t.k1 - 1 : static_cast<int32_t>(denoising) - 1;
+    const int32_t ends[2] = {max_i32(last_denoising, t.k0), t.k1 - 1};
+    for (const int32_t k : ends) {
+      const QueryRange range = column(t.b, t.h, k);
+      all = {all.begin > range.begin ? all.begin : range.begin, all.end < range.end ? all.end : range.end};
+      any = {any.begin < range.begin ? any.begin : range.begin, any.end > range.end ? any.end : range.end};
+    }
+    return range_tile_class(all, any, t);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Segments of keys: modalities and grids of cells
+
+struct ModalitySegment {
+  int32_t start, end;    // keys [start, end)
+  const float* weights;  // [B, Q]
+};
+
+// (w[b,q] − 0.5)·2·strength in a segment, else 0. Segments are sorted and don't overlap.
+struct ModalityTerm {
+  const ModalitySegment* segments;
+  int32_t count;
+  float twice_strength;
+  int64_t queries;
+
+  static constexpr bool kHides = false, kLocal = false;
+
+  using Column = const float*;  // the segment's weights of batch row b, or null
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const {
+    for (int32_t i = 0; i < count; ++i) {
+      if (k >= segments[i].start && k < segments[i].end) return segments[i].weights + b * queries;
+    }
+    return nullptr;
+  }
+  template <class Real>
+  AB_HD Real value(Column weights, int32_t q) const {
+    return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength) : Real(0);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    for (int32_t i = 0; i < count; ++i) {
+      if (t.k1 <= segments[i].start || t.k0 >= segments[i].end) continue;
+      return t.k0 >= segments[i].start && t.k1 <= segments[i].end ? TileClass::kRowConstant : TileClass::kMixed;
+    }
+    return TileClass::kZero;
+  }
+};
+
+// A grid of cells on keys [start, start + views·height·width): key = start + (view·height + y)·width + x.
+struct CellGrid {
+  int32_t start, end;
+  int32_t views, height, width;
+  const float* centers;  // [B, Q, components]: (y, x), or (view, y, x)
+  int32_t components;
+};
+
+struct Cell {
+  const float* centers;  // of batch row b, or null where the key is outside the grid
+  float view, y, x;
+};
+
+AB_HD bool in_grid(const CellGrid& grid, int32_t k) { return k >= grid.start && k < grid.end; }
+
+AB_HD Cell cell_of(const CellGrid& grid, int64_t b, int64_t queries, int32_t k) {
+  const int32_t index = k - grid.start;
+  const int32_t row = index / grid.width;
+  const int32_t view = row / grid.height;
+  return {grid.centers + b * queries * grid.components, static_cast<float>(view),
+          static_cast<float>(row - view * grid.height), static_cast<float>(index - row * grid.width)};
+}
+
+// A query's centre: projected unless its view is below 0 or a component is NaN.
+struct Center {
+  float view, y, x;
+  bool projected;
+};
+
+AB_HD Center center_of(const float* centers, int32_t components, int32_t q) {
+  const float* c = centers + static_cast<int64_t>(q) * components;
+  const float view = components == 3 ? __builtin_floorf(c[0]) : 0.0f;
+  const float y = c[components - 2], x = c[components - 1];
+  return {view, y, x, view >= 0.0f && y == y && x == x};
+}
+
+// The cells of one view that a query's term can touch: rows [y0, y1], columns [x0, x1]; none where y1 < y0.
+struct CellBox {
+  int32_t view, y0, y1, x0, x1;
+};
+
+// Closed integer range of [low, high] cut to [0, size): empty as {0, −1}.
+AB_HD void cut_range(float low, float high, int32_t size, int32_t* first, int32_t* last) {
+  const float top = static_cast<float>(size - 1);
+  low = low > 0.0f ? low : 0.0f;
+  high = high < top ? high : top;
+  const bool any = low <= high;
+  *first = any ? static_cast<int32_t>(low) : 0;
+  *last = any ? static_cast<int32_t>(high) : -1;
+}
+
+AB_HD CellBox box_round(const CellGrid& grid, const Center& center, float low_y, float high_y, float low_x,
+                        float high_x) {
+  CellBox box = {0, 0, -1, 0, -1};
+  if (!center.projected || center.view >= static_cast<float>(grid.views)) return box;
+  box.view = static_cast<int32_t>(center.view);
+  cut_range(low_y, high_y, grid.height, &box.y0, &box.y1);
+  cut_range(low_x, high_x, grid.width, &box.x0, &box.x1);
+  if (box.x1 < box.x0) box.y1 = box.y0 - 1;
+  return box;
+}
+
+// Calls f(begin, end) for each run of the tile's keys that lies in the box.
+template <class F>
+AB_HD void runs_of(const CellGrid& grid, const CellBox& box, const Tile& t, F&& f) {
+  if (box.y1 < box.y0) return;
+  const int32_t origin = grid.start + box.view * grid.height * grid.width;  // the view's first key
+  const int32_t begin = max_i32(t.k0, origin);
+  int32_t row = box.y0;
+  if (begin - origin > row * grid.width + box.x1) row = (begin - origin - box.x1 + grid.width - 1) / grid.width;
+  for (; row <= box.y1; ++row) {
+    const int32_t first = origin + row * grid.width;
+    if (first + box.x0 >= t.k1) return;
+    f(max_i32(first + box.x0, t.k0), min_i32(first + box.x1 + 1, t.k1));
+  }
+}
+
+struct SpatialSegment {
+  CellGrid grid;
+  const float* weights;  // [B, Q]
+  float radius;
+};
+
+// w[b,q]·strength·max(0, 1 − dist/radius) for a cell of the query's view, else 0.
+struct SpatialTerm {
+  const SpatialSegment* segments;
+  int32_t count;
+  float strength;
+  int64_t queries;
+
+  static constexpr bool kHides = false, kLocal = true;
+
+  struct Column {
+    Cell cell;
+    const float* weights;  // of batch row b
+    float radius;
+    int32_t components;
+  };
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const SpatialSegment& s = segments[i];
+      if (!in_grid(s.grid, k)) continue;
+      return {cell_of(s.grid, b, queries, k), s.weights + b * queries, s.radius, s.grid.components};
+    }
+    return {{nullptr, 0, 0, 0}, nullptr, 1, 0};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& column, int32_t q) const {
+    if (!column.cell.centers) return Real(0);
+    const Center c = center_of(column.cell.centers, column.components, q);
+    const Real dy = static_cast<Real>(column.cell.y) - static_cast<Real>(c.y);
+    const Real dx = static_cast<Real>(column.cell.x) - static_cast<Real>(c.x);
+    const Real distance = square_root(dy * dy + dx * dx);
+    const Real share = Real(1) - distance / static_cast<Real>(column.radius);
+    const bool near = c.view == column.cell.view && share > Real(0);  // false for NaN
+    return near ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share : Real(0);
+  }
+  // Runs of the tile's keys within the radius of query q.
+  template <class F>
+  AB_HD void near(const Tile& t, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const SpatialSegment& s = segments[i];
+      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
+      const Center c = center_of(s.grid.centers + t.b * queries * s.grid.components, s.grid.components, q);
+      // One cell of slack: the bounds are rounded, and the cells at them have a share of 0 anyway.
+      const float r = s.radius;
+      runs_of(s.grid, box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1), t, f);
+    }
+  }
+  AB_HD float outside(int32_t) const { return 0.0f; }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    bool touched = false;
+    for (int32_t q = t.q0; q < t.q1 && !touched; ++q) near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
+    return touched ? TileClass::kMixed : TileClass::kZero;
+  }
+
+ private:
+  AB_HD static float square_root(float x) { return __builtin_sqrtf(x); }
+  AB_HD static double square_root(double x) { return __builtin_sqrt(x); }
+};
+
+struct WindowSegment {
+  CellGrid grid;
+  int32_t half;  // ⌊size/2⌋
+};
+
+// In a segment, visible where the view is the query's and |y − ⌊cy⌋| ≤ half and |x − ⌊cx⌋| ≤ half.
+struct WindowTerm {
+  const WindowSegment* segments;
+  int32_t count;
+  int64_t queries;
+
+  static constexpr bool kHides = true, kLocal = true;
+
+  struct Column {
+    Cell cell;
+    float half;
+    int32_t components;
+  };
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const WindowSegment& s = segments[i];
+      if (!in_grid(s.grid, k)) continue;
+      return {cell_of(s.grid, b, queries, k), static_cast<float>(s.half), s.grid.components};
+    }
+    return {{nullptr, 0, 0, 0}, 0, 0};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& column, int32_t q) const {
+    if (!column.cell.centers) return Real(0);
+    const Center c = center_of(column.cell.centers, column.components, q);
+    const float dy = column.cell.y - __builtin_floorf(c.y), dx = column.cell.x - __builtin_floorf(c.x);
+    const bool near = c.view == column.cell.view && __builtin_fabsf(dy) <= column.half &&
+                      __builtin_fabsf(dx) <= column.half;  // false for NaN
+    return near ? Real(0) : hidden<Real>();
+  }
+  // Runs of the tile's keys in the windows of query q.
+  template <class F>
+  AB_HD void near(const Tile& t, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const WindowSegment& s = segments[i];
+      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
+      const Center c = center_of(s.grid.centers + t.b * queries * s.grid.components, s.grid.components, q);
+      const float y = __builtin_floorf(c.y), x = __builtin_floorf(c.x), half = static_cast<float>(s.half);
+      runs_of(s.grid, box_round(s.grid, c, y - half, y + half, x - half, x + half), t, f);
+    }
+  }
+  AB_HD float outside(int32_t k) const {
+    bool inside = false;
+    for (int32_t i = 0; i < count; ++i) inside |= in_grid(segments[i].grid, k);
+    return inside ? hidden<float>() : 0.0f;
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    int32_t covered = 0;  // keys of the tile that lie in segments
+    for (int32_t i = 0; i < count; ++i) {
+      const CellGrid& grid = segments[i].grid;
+      const int32_t begin = max_i32(t.k0, grid.start), end = min_i32(t.k1, grid.end);
+      covered += max_i32(end - begin, 0);
+    }
+    if (covered == 0) return TileClass::kZero;
+    if (covered != t.k1 - t.k0) return TileClass::kMixed;
+    bool touched = false;
+    for (int32_t q = t.q0; q < t.q1 && !touched; ++q) near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
+    return touched ? TileClass::kMixed : TileClass::kHidden;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Positions of tokens
+
+// Swin: batch row b is window b mod windows_y·windows_x of the shifted map. Only the last row and column of windows hold
+// tokens of two regions; there the last `shift` rows (columns) came round from the other side.
+struct ShiftedWindowTerm {
+  int32_t windows_y, windows_x;
+  int32_t height, width;           // of a window
+  int32_t wrapped_y, wrapped_x;    // first row and column of a window that came round: height − shift, or height for no shift
+  float masked;
+
+  static constexpr bool kHides = false, kLocal = false;
+
+  struct Column {
+    int32_t split_y, split_x;  // the window's first wrapped row and column
+    int32_t region;
+  };
+  AB_HD int32_t region(int32_t split_y, int32_t split_x, int32_t token) const {
+    const int32_t y = token / width, x = token - y * width;
+    return (y >= split_y ? 2 : 0) + (x >= split_x ? 1 : 0);
+  }
+  AB_HD Column column(int64_t b, int64_t, int32_t k) const {
+    const int32_t window = static_cast<int32_t>(b % (static_cast<int64_t>(windows_y) * windows_x));
+    const int32_t split_y = window / windows_x == windows_y - 1 ? wrapped_y : height;
+    const int32_t split_x = window % windows_x == windows_x - 1 ? wrapped_x : width;
+    return {split_y, split_x, region(split_y, split_x, k)};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& c, int32_t q) const {
+    return region(c.split_y, c.split_x, q) != c.region ? static_cast<Real>(masked) : Real(0);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    const Column c = column(t.b, t.h, t.k0);
+    return c.split_y == height && c.split_x == width ? TileClass::kZero : TileClass::kMixed;
+  }
+};
+
+// table[index, h]; index (yq − yk + height − 1)·(2·width − 1) + xq − xk + width − 1. With a class token (token 0) the
+// last three rows are cls→token, token→cls, cls→cls.
+struct RelativePositionTerm {
+  const float* table;
+  int32_t height, width;
+  int64_t heads;
+  bool cls_token;
+
+  static constexpr bool kHides = false, kLocal = false;
+
+  struct Column {
+    const float* table;  // of head h
+    int32_t y, x;        // of the key; y = −1: the class token
+  };
+  AB_HD Column column(int64_t, int64_t h, int32_t k) const {
+    if (cls_token && k == 0) return {table + h, -1, 0};
+    const int32_t token = cls_token ? k - 1 : k;
+    return {table + h, token / width, token % width};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& c, int32_t q) const {
+    const int32_t pairs = (2 * height - 1) * (2 * width - 1);
+    int32_t index;
+    if (cls_token && q == 0) {
+      index = c.y < 0 ? pairs + 2 : pairs;
+    } else if (c.y < 0) {
+      index = pairs + 1;
+    } else {
+      const int32_t token = cls_token ? q - 1 : q;
+      const int32_t y = token / width, x = token - y * width;
+      index = (y - c.y + height - 1) * (2 * width - 1) + x - c.x + width - 1;
+    }
+    return static_cast<Real>(c.table[index * heads]);
+  }
+  AB_HD TileClass tile_class(const Tile&) const { return TileClass::kMixed; }
+};
+
+// scale·Σ_r query_factors[b,h,q,r]·key_factors[b,h,k,r]
+struct LowRankTerm {
+  const float* query_factors;
+  const float* key_factors;
+  int64_t query_batch_stride, query_head_stride, key_batch_stride, key_head_stride;
+  int32_t rank;
+  float scale;
+
+  static constexpr bool kHides = false, kLocal = false;
+
+  struct Column {
+    const float* query_factors;  // [Q, rank] of batch row b and head h
+    const float* key_factors;    // [rank] of the key
+  };
+  AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
+    return {query_factors + b * query_batch_stride + h * query_head_stride,
+            key_factors + b * key_batch_stride + h * key_head_stride + static_cast<int64_t>(k) * rank};
+  }
+  template <class Real>
+  AB_HD Real value(const Column& c, int32_t q) const {
+    const float* row = c.query_factors + static_cast<int64_t>(q) * rank;
+    Real sum = 0;
+    for (int32_t r = 0; r < rank; ++r) sum += static_cast<Real>(row[r]) * static_cast<Real>(c.key_factors[r]);
+    return sum * static_cast<Real>(scale);
+  }
+  AB_HD TileClass tile_class(const Tile&) const { return scale == 0.0f ? TileClass::kZero : TileClass::kMixed; }
+};
+
+// −slopes[h]·|q + offset − k|, offset = K − Q
+struct AlibiTerm {
+  const float* slopes;
+  int64_t offset;
+
+  static constexpr bool kHides = false, kLocal = false;
+
+  struct Column {
+    float slope;
+    int64_t origin;  // the query at distance 0
+  };
+  AB_HD Column column(int64_t, int64_t h, int32_t k) const { return {slopes[h], k - offset}; }
+  template <class Real>
+  AB_HD Real value(const Column& c, int32_t q) const {
+    const int64_t distance = q >= c.origin ? q - c.origin : c.origin - q;
+    return -static_cast<Real>(c.slope) * static_cast<Real>(distance);
+  }
+  AB_HD TileClass tile_class(const Tile& t) const {
+    return slopes[t.h] == 0.0f ? TileClass::kZero : TileClass::kMixed;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+
+// The one list of terms: enumerator, struct, member.
+#define AB_TERMS(X)                                       \
+  X(kDense, DenseTerm, dense)                             \
+  X(kMask, MaskTerm, mask)                                \
+  X(kPadding, PaddingTerm, padding)                       \
+  X(kBlockDiagonal, BlockDiagonalTerm, block_diagonal)    \
+  X(kSlidingWindow, SlidingWindowTerm, sliding_window)    \
+  X(kDenoising, DenoisingTerm, denoising)                 \
+  X(kModality, ModalityTerm, modality)                    \
+  X(kSpatial, SpatialTerm, spatial)                       \
+  X(kWindow, WindowTerm, window)                          \
+  X(kShiftedWindow, ShiftedWindowTerm, shifted_window)    \
+  X(kRelativePosition, RelativePositionTerm, relative_position) \
+  X(kLowRank, LowRankTerm, low_rank)                      \
+  X(kAlibi, AlibiTerm, alibi)
+
+enum class TermType : uint8_t {
+#define AB_ENUMERATOR(name, Type, member) name,
+  AB_TERMS(AB_ENUMERATOR)
+#undef AB_ENUMERATOR
+};
+
+struct Term {
+  TermType type;
+  union {
+#define AB_MEMBER(name, Type, member) Type member;
+    AB_TERMS(AB_MEMBER)
+#undef AB_MEMBER
+  };
+};
+
+// Calls f with the term's own struct.
+template <class F>
+AB_HD auto visit(const Term& term, F&& f) {
+  switch (term.type) {
+#define AB_CASE(name, Type, member) \
+  case TermType::name:              \
+    return f(term.member);
+    AB_TERMS(AB_CASE)
+#undef AB_CASE
+  }
+  __builtin_unreachable();
+}
+
+// What a list of terms makes of one tile, for a kernel to act on. Bit i speaks of term i.
+struct TilePlan {
+  bool hidden;            // skip the tile
+  uint64_t row_constant;  // one value a row
+  uint64_t mixed;         // to be evaluated for each element
+};
+
+constexpr int kMaxTerms = 64;
+
+// Classes a tile by those of the terms whose bits are in `candidates`.
+AB_HD TilePlan plan_tile(const Term* terms, uint64_t candidates, const Tile& tile) {
+  TilePlan plan = {false, 0, 0};
+  for (uint64_t left = candidates; left != 0; left &= left - 1) {
+    const int i = __builtin_ctzll(left);
+    const uint64_t bit = uint64_t{1} << i;
+    switch (visit(terms[i], [&](const auto& term) AB_INLINE_LAMBDA { return term.tile_class(tile); })) {
+      case TileClass::kHidden:
+        plan.hidden = true;
+        return plan;
+      case TileClass::kZero:
+        break;
+      case TileClass::kRowConstant:
+        plan.row_constant |= bit;
+        break;
+      case TileClass::kMixed:
+        plan.mixed |= bit;
+        break;
+    }
+  }
+  return plan;
+}
+
+}  // namespace attention_bias

@@ -1,0 +1,59 @@
+// What the per-instruction-set kernels offer to the backend: one table an instruction set, each of the same functions.
+#pragma once
+
+#include <cstdint>
+
+#include "core/operations.h"
+#include "core/softmax.h"
+
+namespace attention_bias::cpu {
+
+// Whether the flag is there and set. Out of line: see annotations.h.
+bool aborted(AbortFlag abort);
+
+// One piece of an attention: some queries of one batch row and head, over some of the keys.
+struct AttentionTask {
+  const AttentionProblem* problem;
+  int64_t b, h;
+  int32_t q0, q1, k0, k1;
+  float* scratch;  // 64-byte aligned, attention_scratch_floats() long
+  AbortFlag abort;
+  // Where to write the rows [q1 − q0]. With `partial` null the piece is whole: out is normalised and lse is written.
+  // Otherwise out is left unnormalised, by the states written to partial.
+  float* out;
+  float* lse;
+  SoftmaxState* partial;
+};
+
+struct Kernels {
+  int32_t (*query_block)();  // queries that a kernel handles side by side; pieces are best multiples of it
+
+  int64_t (*attention_scratch_floats)(const AttentionProblem& problem, int32_t queries);
+  // False when it saw the abort flag set; out is then undefined.
+  bool (*attention)(const AttentionTask& task);
+
+  // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
+  void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
+};
+
+// The instruction sets that are compiled into this binary. Each namespace is defined by attention_kernel.cc and
+// bias_kernel.cc, compiled once for it.
+#if defined(AB_ISAS_X86_64)
+#define AB_FOR_EACH_ISA(X) X(x86_64_v2) X(x86_64_v3) X(x86_64_v4)
+#elif defined(__aarch64__)
+#define AB_FOR_EACH_ISA(X) X(arm64)
+#else
+#define AB_FOR_EACH_ISA(X) X(generic)
+#endif
+
+#define AB_DECLARE_KERNELS(isa)                                                          \
+  namespace isa {                                                                        \
+  int32_t query_block();                                                                 \
+  int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries);    \
+  bool attention(const AttentionTask& task);                                             \
+  void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);                \
+  }
+AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
+#undef AB_DECLARE_KERNELS
+
+}  // namespace attention_bias::cpu

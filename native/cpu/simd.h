@@ -1,0 +1,92 @@
+// One vector of float32 at the width that the compiler was told of (x86-64-v2: 4 lanes, v3: 8, v4: 16; arm64: 4), for
+// the kernels that are compiled once an instruction set. GCC's and Clang's vector extensions do arithmetic and choice; the
+// few operations that they spell badly are intrinsics. Everything is internal to the including file.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace attention_bias::cpu {
+namespace {
+
+#define AB_INLINE __attribute__((always_inline)) inline
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float Vec __attribute__((vector_size(kVectorBytes)));
+typedef int32_t VecInt __attribute__((vector_size(kVectorBytes)));
+
+AB_INLINE Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that turns −0 into 0
+AB_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }  // aligned
+AB_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }        // aligned
+
+// a > b ? a : b, so b where a is NaN.
+AB_INLINE Vec max_or_second(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Whether any lane of a is greater than that of b; NaN is not.
+AB_INLINE bool any_greater(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)) != 0;
+#else
+  const VecInt greater = a > b;
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= greater[i];
+  return any != 0;
+#endif
+}
+
+// e^x to 1.2e-7 relative for x ≤ 88; 0 for x below −87.3 (where float32 would be subnormal); NaN for NaN.
+// 2^n·p(f) with x·log2 e = n + f, |f| ≤ 1/2, p of degree 5.
+AB_INLINE Vec exp_vec(Vec x) {
+  constexpr float kLog2e = 1.44269504f;
+  constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it leaves n in the low bits
+  const Vec shifted = x * kLog2e + kRound;
+  const Vec f = x * kLog2e - (shifted - kRound);
+  Vec p = f * 0.00132647222f + 0.00967151299f;
+  p = p * f + 0.0555073376f;
+  p = p * f + 0.240222421f;
+  p = p * f + 0.693146978f;
+  p = p * f + 1.0f;
+  const Vec power = (Vec)(((VecInt)shifted + 127) << 23);
+  const Vec result = p * power;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ), (__m512)result);
+#else
+  return x < -87.3f ? Vec{} : result;
+#endif
+}
+
+}  // namespace
+}  // namespace attention_bias::cpu

@@ -1,0 +1,213 @@
+/**
+ * The conformance vectors (vectors/README.md): every case of the operations that are built, on every instruction set level
+ * of this machine, on 1, 2 and 3 threads; and every job that must be refused, also by the command line.
+ */
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+import type { Device } from '../lib/device.js';
+import { AttentionBiasError } from '../lib/errors.js';
+import { openSafetensors, type SafetensorsFile } from '../lib/formats/safetensors.js';
+import { open } from '../lib/index.js';
+import { runJob, type JobOutputs } from '../lib/job.js';
+import { native } from '../lib/native.js';
+import {
+  compareBias,
+  compareCameraCenters,
+  compareExact,
+  compareNorm,
+  compareZeroRows,
+  F32_TOLERANCE,
+  ROUTER_TOLERANCE,
+  type Values,
+} from './compare.js';
+import { temporaryFolder } from './formats/temporary.js';
+
+const vectors = join(__dirname, 'vectors');
+const command = join(__dirname, '../dist/cli/main.js');
+
+type Operation = 'attention' | 'bias' | 'router' | 'project';
+const operations: readonly string[] = ['attention', 'bias', 'router', 'project'] satisfies Operation[];
+
+interface Case {
+  name: string;
+  op: string;
+}
+
+const folders = readdirSync(vectors, { withFileTypes: true })
+  .filter((entry) => entry.isDirectory())
+  .map(({ name }) => name);
+const bad = folders.filter((name) => existsSync(join(vectors, name, 'expect-error.json')));
+const cases: Case[] = folders
+  .filter((name) => !bad.includes(name))
+  .map((name) => ({ name, op: (JSON.parse(readFileSync(jobOf(name), 'utf8')) as { op: string }).op }));
+const built = cases.filter(({ op }) => operations.includes(op));
+const notBuilt = cases.filter(({ op }) => !operations.includes(op));
+
+function jobOf(name: string): string {
+  return join(vectors, name, 'job.json');
+}
+
+function count(names: readonly string[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const name of names) counts[name] = (counts[name] ?? 0) + 1;
+  return counts;
+}
+
+test('no case is left out', () => {
+  expect(count(built.map(({ op }) => op))).toEqual({ attention: 75, bias: 52, router: 4, project: 3 });
+  expect(count(notBuilt.map(({ op }) => op))).toEqual({
+    'attention-backward': 43,
+    deformable: 3,
+    'deformable-backward': 2,
+    multihead: 9,
+  });
+  expect(bad).toHaveLength(12);
+});
+
+/** What is wrong with one output. */
+function compareOutput(op: Operation, name: string, actual: Values, expected: Values): string[] {
+  switch (op) {
+    case 'attention':
+      return compareNorm(actual, expected, F32_TOLERANCE, name === 'lse');
+    case 'router':
+      return compareNorm(actual, expected, ROUTER_TOLERANCE);
+    case 'bias':
+      return compareBias(actual, expected);
+    case 'project':
+      return name === 'cameraCenters' ? compareCameraCenters(actual, expected) : compareExact(actual, expected);
+  }
+}
+
+async function compareOutputs(op: Operation, outputs: JobOutputs, expected: SafetensorsFile): Promise<string[]> {
+  const problems: string[] = [];
+  if (Object.keys(outputs).sort().join() !== [...expected.tensors.keys()].sort().join()) {
+    problems.push(`outputs are ${Object.keys(outputs).join()}, not ${[...expected.tensors.keys()].join()}`);
+  }
+  const zero = JSON.parse(expected.metadata.get('exactZero') ?? '{}') as Record<string, number[]>;
+  for (const [name, actual] of Object.entries(outputs)) {
+    const wrong = compareOutput(op, name, actual, await expected.read(name));
+    wrong.push(...compareZeroRows(actual, zero[name] ?? []));
+    problems.push(...wrong.map((text) => `${name}: ${text}`));
+  }
+  return problems;
+}
+
+const bits = (outputs: JobOutputs): Record<string, Buffer> =>
+  Object.fromEntries(
+    Object.entries(outputs).map(([name, { data }]) => {
+      return [name, Buffer.from(data.buffer, data.byteOffset, data.byteLength)];
+    }),
+  );
+
+async function openWith(isa: string, threads: number): Promise<Device> {
+  process.env.ATTENTION_BIAS_ISA = isa;
+  try {
+    const device = await open({ device: 'cpu', threads });
+    expect(device.info).toMatchObject({ backend: 'cpu', isa, threads });
+    return device;
+  } finally {
+    delete process.env.ATTENTION_BIAS_ISA;
+  }
+}
+
+const levels = native().info().isas;
+const machines = levels.flatMap((isa) => [1, 2, 3].map((threads) => ({ isa, threads })));
+
+describe.each(machines)('$isa on $threads threads', ({ isa, threads }) => {
+  let device: Device;
+  let twin: Device;
+  beforeAll(async () => {
+    device = await openWith(isa, threads);
+    twin = await openWith(isa, threads);
+  });
+  afterAll(() => {
+    device.close();
+    twin.close();
+  });
+
+  test.each(built)('$name', async ({ name, op }) => {
+    const outputs = await runJob(jobOf(name), { device });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    const problems = await compareOutputs(op as Operation, outputs, expected);
+    expect({ name, problems }).toEqual({ name, problems: [] });
+
+    const again = await runJob(jobOf(name), { device: twin });
+    expect({ name, bits: bits(again) }).toEqual({ name, bits: bits(outputs) });
+  });
+
+  test.each(bad)('%s is refused', async (name) => {
+    const { stderrContains: words } = expectedError(name);
+    const error = await runJob(jobOf(name), { device }).then(
+      () => undefined,
+      (reason: unknown) => reason,
+    );
+    expect(error).toBeInstanceOf(AttentionBiasError);
+    expect(missingWords((error as Error).message, words)).toEqual([]);
+  });
+});
+
+interface ExpectedError {
+  exit: number;
+  stderrContains: string[];
+}
+
+function expectedError(name: string): ExpectedError {
+  return JSON.parse(readFileSync(join(vectors, name, 'expect-error.json'), 'utf8')) as ExpectedError;
+}
+
+/** Upper and lower case alike. The case's paths are left out: they hold some of the words. */
+function missingWords(line: string, words: readonly string[]): string[] {
+  const said = line.replaceAll(vectors, '').replaceAll('tensors.safetensors', '').toLowerCase();
+  return words.filter((word) => !said.includes(word.toLowerCase()));
+}
+
+describe('attention-bias run', () => {
+  function run(job: string, out: string) {
+    return spawnSync(process.execPath, [command, 'run', job, '--out', out], { encoding: 'utf8', timeout: 60_000 });
+  }
+
+  beforeAll(() => {
+    if (!existsSync(command)) throw new Error(`${command} is missing: npm run build`);
+  });
+
+  test.each(bad)('%s is refused in one line, and leaves nothing behind', async (name) => {
+    await using folder = await temporaryFolder();
+    const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
+    const { exit, stderrContains: words } = expectedError(name);
+    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({ status: exit, stdout: '', lines: 2 });
+    expect(stderr).toMatch(/^attention-bias: .*\n$/);
+    expect(missingWords(stderr, words)).toEqual([]);
+    expect(await folder.names()).toEqual([]);
+  });
+
+  test('operations that are not built yet are refused by name', async () => {
+    await using folder = await temporaryFolder();
+    for (const op of new Set(notBuilt.map((item) => item.op))) {
+      const { name } = notBuilt.find((item) => item.op === op) ?? { name: '' };
+      const { status, stderr } = run(jobOf(name), folder.file('out.safetensors'));
+      expect({ op, status }).toEqual({ op, status: 2 });
+      expect(stderr).toMatch(new RegExp(`^attention-bias: .* expected one of attention, bias, .* for op but received "${op}"\n$`));
+    }
+    expect(await folder.names()).toEqual([]);
+  });
+
+  test.each(notBuilt)('not built yet: $name', async ({ name, op }) => {
+    const device = {} as Device;
+    const message = expect.stringContaining(`for op but received "${op}"`) as string;
+    await expect(runJob(jobOf(name), { device })).rejects.toMatchObject({ code: 'ERR_FORMAT', message });
+  });
+
+  test.each(['aqr-6-cameras.attention', 'aqr-6-cameras.bias', 'router-0', 'project-6-cameras'])('writes %s', async (name) => {
+    await using folder = await temporaryFolder();
+    const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
+    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({ status: 0, stdout: '', lines: 2 });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    await using written = await openSafetensors(folder.file('out.safetensors'));
+    const outputs: Record<string, Values> = {};
+    for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
+    const { op } = built.find((item) => item.name === name) ?? { op: '' };
+    expect(await compareOutputs(op as Operation, outputs as unknown as JobOutputs, expected)).toEqual([]);
+  });
+});

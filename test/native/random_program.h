@@ -1,0 +1,170 @@
+// Random bias programs with every kind of term, and the tensors that they point to.
+#pragma once
+
+#include <cmath>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/program.h"
+
+namespace attention_bias::test {
+
+class Random {
+ public:
+  explicit Random(uint32_t seed) : engine_(seed) {}
+  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
+  float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine_); }
+  float normal() { return std::normal_distribution<float>()(engine_); }
+  bool chance(double p) { return uniform(0, 1) < p; }
+
+ private:
+  std::mt19937 engine_;
+};
+
+// Tensors that live as long as the object.
+class Tensors {
+ public:
+  template <class F>
+  TensorView f32(const Shape& shape, const std::string& name, F next) {
+    floats_.emplace_back(static_cast<size_t>(element_count(shape, name)));
+    for (float& x : floats_.back()) x = next();
+    return {floats_.back().data(), DType::kFloat32, shape, name};
+  }
+  template <class F>
+  TensorView i32(const Shape& shape, const std::string& name, F next) {
+    integers_.emplace_back(static_cast<size_t>(element_count(shape, name)));
+    for (int32_t& x : integers_.back()) x = next();
+    return {integers_.back().data(), DType::kInt32, shape, name};
+  }
+  template <class F>
+  TensorView u8(const Shape& shape, const std::string& name, F next) {
+    bytes_.emplace_back(static_cast<size_t>(element_count(shape, name)));
+    for (uint8_t& x : bytes_.back()) x = next();
+    return {bytes_.back().data(), DType::kUint8, shape, name};
+  }
+
+ private:
+  std::deque<std::vector<float>> floats_;
+  std::deque<std::vector<int32_t>> integers_;
+  std::deque<std::vector<uint8_t>> bytes_;
+};
+
+constexpr int kKindsOfTerm = 14;
+
+// A grid that fits `keys` at `start`, and centres, some not projected, some outside it.
+inline GridSpec random_grid(int64_t start, int64_t keys, const Extent& e, Random& r, Tensors& t) {
+  GridSpec spec;
+  spec.start = start;
+  const bool views = r.chance(0.5);
+  const int64_t v = views ? r.integer(1, std::min<int64_t>(3, keys)) : 1;
+  const int64_t h = r.integer(1, std::max<int64_t>(1, static_cast<int64_t>(std::sqrt(double(keys / v)))));
+  const int64_t w = keys / v / h;
+  spec.grid = views ? std::vector<int64_t>{v, h, w} : std::vector<int64_t>{h, w};
+  int64_t i = 0;
+  const int64_t components = views ? 3 : 2;
+  spec.centers = t.f32({e.batch, e.queries, components}, "centers", [&] {
+    const int64_t component = i++ % components;
+    if (r.chance(0.05)) return std::numeric_limits<float>::quiet_NaN();
+    if (views && component == 0) return r.uniform(-1.5f, static_cast<float>(v) + 0.5f);
+    const float size = static_cast<float>(component == components - 1 ? w : h);
+    const float at = r.uniform(-2.0f, size + 2.0f);
+    return r.chance(0.5) ? std::floor(at) : at;
+  });
+  return spec;
+}
+
+// Adds one random term of the kind, in [0, kKindsOfTerm). False where the extent allows none of it.
+inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
+  const Extent e = program->extent();
+  const std::string path = "bias[" + std::to_string(program->terms().size()) + "]";
+  const auto broadcast = [&] {
+    return Shape{r.chance(0.5) ? 1 : e.batch, r.chance(0.5) ? 1 : e.heads, r.chance(0.3) ? 1 : e.queries,
+                 r.chance(0.3) ? 1 : e.keys};
+  };
+  const auto weight = [&] { return r.uniform(0, 1); };
+  const Align align = r.chance(0.5) ? Align::kTopLeft : Align::kBottomRight;
+  // A segment of keys, at random.
+  const int64_t start = r.integer(0, e.keys - 1), length = r.integer(1, e.keys - start);
+  switch (kind) {
+    case 0:
+      program->add_dense(t.f32(broadcast(), "bias", [&] { return r.chance(0.1) ? -INFINITY : 2 * r.normal(); }), path);
+      return true;
+    case 1:
+      program->add_mask(t.u8(broadcast(), "visible", [&] { return static_cast<uint8_t>(r.chance(0.7) ? r.integer(1, 255) : 0); }), path);
+      return true;
+    case 2: {
+      const bool sparse = r.chance(0.5);
+      program->add_padding(t.u8({e.batch, e.keys}, "ignore", [&] { return uint8_t(r.chance(sparse ? 0.02 : 0.4)); }), path);
+      return true;
+    }
+    case 3:
+      program->add_causal(align, path);
+      return true;
+    case 4:
+      program->add_sliding_window(r.integer(-1, e.keys), r.integer(-1, e.keys / 2), align, path);
+      return true;
+    case 5: {
+      int32_t id = 0;
+      const auto next = [&] { return id = r.chance(0.02) ? static_cast<int32_t>(r.integer(0, 3)) : id; };
+      const TensorView query_ids = t.i32({e.batch, e.queries}, "queryIds", next);
+      program->add_block_diagonal(query_ids, t.i32({e.batch, e.keys}, "keyIds", next), path);
+      return true;
+    }
+    case 6: {
+      std::vector<ModalitySegmentSpec> segments = {{start, length, t.f32({e.batch, e.queries}, "weights", weight)}};
+      if (start > 0) segments.push_back({0, r.integer(1, start), t.f32({e.batch, e.queries}, "weights", weight)});
+      program->add_modality(r.uniform(-6, 6), segments, path);
+      return true;
+    }
+    case 7:
+      program->add_spatial(r.uniform(0, 6), {{random_grid(start, length, e, r, t), r.uniform(0.3f, 9), t.f32({e.batch, e.queries}, "weights", weight)}}, path);
+      return true;
+    case 8:
+      program->add_window({{random_grid(start, length, e, r, t), 2 * r.integer(0, 4) + 1}}, path);
+      return true;
+    case 9: {
+      if (e.queries != e.keys) return false;
+      const int64_t groups = r.integer(1, e.keys), size = r.integer(1, e.keys / groups);
+      program->add_denoising(groups, size, r.chance(0.5), path);
+      return true;
+    }
+    case 10:
+    case 11: {
+      if (e.queries != e.keys) return false;
+      const bool cls = kind == 11 && e.keys > 1 && r.chance(0.5);
+      const int64_t tokens = e.keys - (cls ? 1 : 0);
+      int64_t h = r.integer(1, tokens);
+      while (tokens % h != 0) --h;
+      const int64_t w = tokens / h;
+      if (kind == 11) {
+        program->add_relative_position({h, w}, t.f32({(2 * h - 1) * (2 * w - 1) + (cls ? 3 : 0), e.heads}, "table", [&] { return r.normal(); }), cls, path);
+        return true;
+      }
+      int64_t windows_y = r.integer(1, e.batch);
+      while (e.batch % windows_y != 0) --windows_y;
+      const int64_t windows_x = r.chance(0.5) ? 1 : e.batch / windows_y;
+      program->add_shifted_window({windows_y * h, windows_x * w}, {h, w}, {r.integer(0, h - 1), r.integer(0, w - 1)}, -100, path);
+      return true;
+    }
+    case 12: {
+      const int64_t rank = r.integer(1, 9);
+      const auto factor = [&] { return 0.5f * r.normal(); };
+      const Shape q = {r.chance(0.5) ? 1 : e.batch, r.chance(0.5) ? 1 : e.heads, e.queries, rank};
+      const Shape k = {r.chance(0.5) ? 1 : e.batch, r.chance(0.5) ? 1 : e.heads, e.keys, rank};
+      const TensorView query_factors = t.f32(q, "queryFactors", factor);
+      program->add_low_rank(query_factors, t.f32(k, "keyFactors", factor), r.uniform(-1, 1), path);
+      return true;
+    }
+    case 13:
+      // Biases of at most 10: float32 can't tell scores of 1,000 apart to the contract's tolerance.
+      program->add_alibi(t.f32({e.heads}, "slopes", [&] { return r.chance(0.2) ? 0.0f : r.uniform(0, 10.0f / static_cast<float>(std::max(e.keys, e.queries))); }), path);
+      return true;
+  }
+  return false;
+}
+
+}  // namespace attention_bias::test
