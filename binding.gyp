@@ -62,7 +62,7 @@
   'targets': [
     {
       'target_name': 'attention_bias',
-      'sources': ['<@(addon_sources)', '<@(core_sources)', '<@(cpu_sources)', 'native/cuda/cuda_absent.cc'],
+      'sources': ['<@(addon_sources)', '<@(core_sources)', '<@(cpu_sources)', 'native/cuda/self_test.cc', 'native/cuda/cuda_absent.cc'],
       'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")'],
       'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS'],
       'dependencies': ['<@(kernel_targets)'],

@@ -20,13 +20,36 @@ export type NativeDevice = Record<OperationName, NativeOperation> & {
   info(): CpuInfo;
 };
 
+/** native/cuda/cuda.h */
+export interface CudaStatus {
+  /** whether the binary holds a CUDA part */
+  built: boolean;
+  /** the toolkit that built it, such as 13.0 */
+  toolkit: string;
+  architectures: string;
+  /** why no device can be used; empty where one can */
+  reason: string;
+  /** the CUDA version that the driver supports, as 13000; 0: no driver */
+  driver: number;
+  devices: {
+    name: string;
+    computeCapability: string;
+    multiprocessors: number;
+    memoryBytes: number;
+    /** empty where the kernels agree with the host, else what is wrong */
+    selfTest: string;
+  }[];
+}
+
 /**
  * What the addon exports (native/addon/addon.cc). It checks all arguments; its errors are plain Errors with a `code` of
  * lib/errors.ts, which `callNative` turns into AttentionBiasError.
  */
 export interface NativeBinding {
   /** the processor's name, and the instruction set levels that this binary has and it runs, best last */
-  info(): { processor: string; isas: string[] };
+  info(): { processor: string; isas: string[]; compiler: string };
+  /** what this binary and this machine offer of CUDA; runs a self-test on every device, so it takes a moment */
+  cuda(): CudaStatus;
   /** native memory of this thread's tensors: bytes and blocks that are not freed yet */
   memory(): { bytes: number; blocks: number };
   /** zero-filled memory for a tensor; ERR_SHAPE, ERR_MEMORY */

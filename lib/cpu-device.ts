@@ -17,7 +17,7 @@ import type { DType, DTypeOf, TensorLike, TypedArray } from './tensor.js';
 /** The only precision of the CPU backend. `value` undefined: the default. */
 export function requireCpuPrecision(value: unknown): void {
   if (value === undefined || value === 'f32') return;
-  const received = typeof value === 'string' ? JSON.stringify(value) : String(value);
+  const received = typeof value === 'string' ? JSON.stringify(value) : typeof value;
   throw expected('ERR_VALUE', '"f32"', 'precision on the cpu backend', received);
 }
 
@@ -30,8 +30,9 @@ function requireSignal(signal: unknown): asserts signal is AbortSignal | undefin
 }
 
 function requireArgs<T extends CallOptions>(args: T): T {
-  if (typeof args === 'object' && (args as T | null) !== null) return args;
-  throw expected('ERR_VALUE', 'an object', 'the arguments', args === null ? 'null' : typeof args);
+  const given: unknown = args; // JavaScript may pass anything
+  if (typeof given === 'object' && given !== null) return args;
+  throw expected('ERR_VALUE', 'an object', 'the arguments', given === null ? 'null' : typeof given);
 }
 
 /** The device over the native CPU backend. Arguments are checked there, not here. */
@@ -111,7 +112,8 @@ export class CpuDevice implements Device {
       const made = await pending;
       const results = Object.entries<TensorLike | undefined>(outputs).map(([name, given]) => {
         const tensor = made[name];
-        if (tensor !== undefined) return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
+        if (tensor !== undefined)
+          return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
         if (given instanceof Tensor || given === undefined) return [name, given];
         return [name, wrapTensor(this.#binding, given.data, given.shape)];
       });

@@ -4,7 +4,8 @@ import { dirname, resolve } from 'node:path';
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
 import type { Device } from './device.js';
 import type { HostTensor } from './formats/host.js';
-import { fieldPath, readJob, TensorRef, type Job } from './formats/job.js';
+import { readJob, TensorRef, type Job } from './formats/job.js';
+import { fieldPath } from './formats/schema.js';
 import { openSafetensors, type SafetensorsFile } from './formats/safetensors.js';
 import type { Tensor } from './tensor.js';
 
@@ -33,7 +34,7 @@ interface Use {
 
 /** All places of a job that name a tensor. */
 function usesOf(value: unknown, path: readonly PropertyKey[] = []): Use[] {
-  if (value instanceof TensorRef) return [{ field: fieldPath(path), ref: value }];
+  if (value instanceof TensorRef) return [{ field: fieldPath(path, 'the job'), ref: value }];
   if (Array.isArray(value)) return value.flatMap((item, index) => usesOf(item, [...path, index]));
   if (typeof value !== 'object' || value === null) return [];
   return Object.entries(value).flatMap(([key, item]) => usesOf(item, [...path, key]));
@@ -76,7 +77,13 @@ async function load(
   const loaded = new Map<string, HostTensor>();
   if (path === undefined) {
     const [first] = uses;
-    if (first) throw expected('ERR_FORMAT', `the path of a safetensors file, with ${named(first)},`, 'tensors', 'nothing');
+    if (first)
+      throw expected(
+        'ERR_FORMAT',
+        `the path of a safetensors file, with ${named(first)},`,
+        'tensors',
+        'nothing',
+      );
     return loaded;
   }
   let file: SafetensorsFile;
@@ -126,7 +133,12 @@ async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promis
     case 'project': {
       const { referencePoints, pointCloudRange, lidar2img, imageShape, featureShape, bevShape } = job;
       const shapes = { pointCloudRange, imageShape, featureShape, bevShape };
-      const { bevCenters, cameraCenters } = await device.project({ referencePoints, lidar2img, ...shapes, signal });
+      const { bevCenters, cameraCenters } = await device.project({
+        referencePoints,
+        lidar2img,
+        ...shapes,
+        signal,
+      });
       return { bevCenters, cameraCenters };
     }
   }

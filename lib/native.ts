@@ -37,9 +37,9 @@ function local(): NativeBinding {
       bindings: module,
       module_root: root,
       try: [['module_root', 'build', 'Release', 'bindings']],
-    } as unknown as string) as NativeBinding;
+    }) as NativeBinding;
   } catch (cause) {
-    const absent = cause instanceof Error && /Could not locate the bindings file/.test(cause.message);
+    const absent = cause instanceof Error && cause.message.includes('Could not locate the bindings file');
     throw broken(
       absent
         ? 'the native addon was not built (npm 12 and later run the install scripts of dependencies only where they are allowed)'

@@ -25,10 +25,16 @@ function setting(option: unknown, name: string, variable: string): Setting | und
 const show = (value: unknown): string => (typeof value === 'string' ? JSON.stringify(value) : String(value));
 
 function requireKnownOptions(options: unknown): asserts options is OpenOptions {
-  if (typeof options !== 'object' || options === null) throw expected('ERR_VALUE', 'an object', 'the options of open', show(options));
+  if (typeof options !== 'object' || options === null)
+    throw expected('ERR_VALUE', 'an object', 'the options of open', show(options));
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name));
   if (unknown !== undefined) {
-    throw expected('ERR_VALUE', `no other fields than ${optionNames.join(', ')}`, 'the options of open', show(unknown));
+    throw expected(
+      'ERR_VALUE',
+      `no other fields than ${optionNames.join(', ')}`,
+      'the options of open',
+      show(unknown),
+    );
   }
 }
 
@@ -77,4 +83,9 @@ export async function open(options: OpenOptions = {}): Promise<Device> {
   binding.setExternalLimit(constants.MAX_LENGTH);
   const isa = instructionSet(binding.info().isas);
   return new CpuDevice(binding, isa === undefined ? { threads } : { threads, isa });
+}
+
+/** A CPU device of an instruction set level by name. @internal For self-tests and tests. */
+export function openCpu(options: { threads: number; isa: string }): Device {
+  return new CpuDevice(native(), options);
 }

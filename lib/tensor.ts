@@ -117,5 +117,5 @@ export function wrapTensor<A extends TypedArray>(
   shape: readonly number[],
 ): Tensor<DTypeOf<A>> {
   const dtype = callNative(() => binding.checkTensor({ data, shape })) as DTypeOf<A>;
-  return new Tensor<DTypeOf<A>>(data as TypedArray as TypedArrayOf[DTypeOf<A>], shape, dtype);
+  return new Tensor<DTypeOf<A>>(data as unknown as TypedArrayOf[DTypeOf<A>], shape, dtype);
 }

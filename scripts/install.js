@@ -27,7 +27,8 @@ function run(command, args) {
 function nodeGyp() {
   const candidates = [
     process.env.npm_config_node_gyp,
-    process.env.npm_execpath && join(dirname(process.env.npm_execpath), '../node_modules/node-gyp/bin/node-gyp.js'),
+    process.env.npm_execpath &&
+      join(dirname(process.env.npm_execpath), '../node_modules/node-gyp/bin/node-gyp.js'),
     join(dirname(process.execPath), '../lib/node_modules/npm/node_modules/node-gyp/bin/node-gyp.js'),
   ];
   return candidates.find((path) => path && existsSync(path));
@@ -59,7 +60,9 @@ function main() {
     fail(`expected cmake, gyp or skip for ATTENTION_BIAS_BUILD but received ${way}`);
   }
   if (!works(process.env.CXX || 'c++', '--version') && !works('g++', '--version')) {
-    fail('no C++ compiler was found. On Debian and Ubuntu: apt-get install g++ make; then: npm rebuild attention-bias');
+    fail(
+      'no C++ compiler was found. On Debian and Ubuntu: apt-get install g++ make; then: npm rebuild attention-bias',
+    );
   }
   say(way === 'cmake' ? 'building with CMake' : 'building with node-gyp, the CPU backend only');
   const problem = way === 'cmake' ? withCmake() : withGyp();

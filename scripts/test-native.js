@@ -19,7 +19,16 @@ function run(command, ...args) {
 if (spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status !== 0) {
   console.log('native tests: not run, since CMake is not installed (apt-get install cmake)');
 } else {
-  run('cmake', '-S', root, '-B', folder, '-DATTENTION_BIAS_TESTS=ON', '-DATTENTION_BIAS_CUDA=off', ...options);
+  run(
+    'cmake',
+    '-S',
+    root,
+    '-B',
+    folder,
+    '-DATTENTION_BIAS_TESTS=ON',
+    '-DATTENTION_BIAS_CUDA=off',
+    ...options,
+  );
   run('cmake', '--build', folder, '--parallel', jobs);
   run('ctest', '--test-dir', folder, '--output-on-failure', '--no-tests=error');
 }

@@ -6,7 +6,10 @@ import type { AttentionArgs, Device, Tensor, TensorLike } from '../lib/index.js'
 
 const shape: [number, number, number, number] = [1, 2, 5, 9];
 const good = (): AttentionArgs => attentionInputs(1, shape);
-const floats = (...dims: number[]) => ({ data: new Float32Array(dims.reduce((a, b) => a * b, 1)), shape: dims });
+const floats = (...dims: number[]) => ({
+  data: new Float32Array(dims.reduce((a, b) => a * b, 1)),
+  shape: dims,
+});
 
 describe('arguments', () => {
   let device: Device;
@@ -16,7 +19,10 @@ describe('arguments', () => {
   afterAll(() => {
     device.close();
   });
-  const attend = (changes: object): (() => unknown) => () => device.attention({ ...good(), ...changes });
+  const attend =
+    (changes: object): (() => unknown) =>
+    () =>
+      device.attention({ ...good(), ...changes });
 
   test('unknown, missing and no fields', async () => {
     await expectError(attend({ quer: 1 }), 'ERR_VALUE', 'query, key, value', '"quer"');
@@ -25,13 +31,28 @@ describe('arguments', () => {
     await expectError(() => device.router([] as never), 'ERR_VALUE', 'features');
     await expectError(() => device.project({} as never), 'ERR_VALUE', 'referencePoints');
     await expectError(() => device.bias({ shape: [1, 1, 1, 1] } as never), 'ERR_VALUE', 'bias', 'undefined');
-    await expectError(() => device.bias({ shape: [1, 1, 1] as never, bias: [] }), 'ERR_SHAPE', '[B, H, Q, K]', '[1, 1, 1]');
+    await expectError(
+      () => device.bias({ shape: [1, 1, 1] as never, bias: [] }),
+      'ERR_SHAPE',
+      '[B, H, Q, K]',
+      '[1, 1, 1]',
+    );
     await expectError(attend({ bias: 'causal' }), 'ERR_VALUE', 'bias', '"causal"');
     await expectError(attend({ bias: null }), 'ERR_VALUE', 'bias', 'null');
   });
 
   test('what is no tensor', async () => {
-    for (const query of [null, 1, 'q', [1, 2], new Float32Array(90), () => 1, {}, { data: [1] }, { shape: [1] }]) {
+    for (const query of [
+      null,
+      1,
+      'q',
+      [1, 2],
+      new Float32Array(90),
+      () => 1,
+      {},
+      { data: [1] },
+      { shape: [1] },
+    ]) {
       const error = await errorOf(attend({ query }));
       expect(error.message).toContain('query');
       expect(['ERR_VALUE', 'ERR_DTYPE']).toContain(error.code);
@@ -46,8 +67,16 @@ describe('arguments', () => {
   test('an element type that the field does not have', async () => {
     const query = { data: new Int32Array(120), shape: [1, 2, 5, 12] };
     await expectError(attend({ query }), 'ERR_DTYPE', 'float32', 'query', 'int32');
-    await expectError(attend({ query: { data: new DataView(new ArrayBuffer(480)), shape: [1] } }), 'ERR_DTYPE', 'a DataView');
-    await expectError(attend({ query: { data: Buffer.alloc(120), shape: [1, 2, 5, 12] } }), 'ERR_DTYPE', 'uint8');
+    await expectError(
+      attend({ query: { data: new DataView(new ArrayBuffer(480)), shape: [1] } }),
+      'ERR_DTYPE',
+      'a DataView',
+    );
+    await expectError(
+      attend({ query: { data: Buffer.alloc(120), shape: [1, 2, 5, 12] } }),
+      'ERR_DTYPE',
+      'uint8',
+    );
   });
 
   test.each([
@@ -81,7 +110,13 @@ describe('arguments', () => {
   });
 
   test('precision', async () => {
-    await expectError(attend({ precision: 'bf16' }), 'ERR_VALUE', '"f32"', 'precision on the cpu backend', '"bf16"');
+    await expectError(
+      attend({ precision: 'bf16' }),
+      'ERR_VALUE',
+      '"f32"',
+      'precision on the cpu backend',
+      '"bf16"',
+    );
   });
 
   test('reference points and ranges out of bounds', async () => {
@@ -100,8 +135,17 @@ describe('arguments', () => {
       'ERR_VALUE',
       'pointCloudRange',
     );
-    await expectError(() => device.project({ ...args, referencePoints, bevShape: [0, 5] }), 'ERR_VALUE', 'bevShape');
-    await expectError(() => device.project({ ...args, referencePoints, imageShape: [NaN, 5] }), 'ERR_VALUE', 'imageShape', 'NaN');
+    await expectError(
+      () => device.project({ ...args, referencePoints, bevShape: [0, 5] }),
+      'ERR_VALUE',
+      'bevShape',
+    );
+    await expectError(
+      () => device.project({ ...args, referencePoints, imageShape: [NaN, 5] }),
+      'ERR_VALUE',
+      'imageShape',
+      'NaN',
+    );
   });
 
   describe('memory', () => {
@@ -145,7 +189,12 @@ describe('arguments', () => {
     test('a resizable buffer', async () => {
       const Resizable = ArrayBuffer as unknown as new (length: number, options: object) => ArrayBuffer;
       const data = new Float32Array(new Resizable(480, { maxByteLength: 4800 }));
-      await expectError(attend({ query: { data, shape: [1, 2, 5, 12] } }), 'ERR_VALUE', 'query.data', 'resizable');
+      await expectError(
+        attend({ query: { data, shape: [1, 2, 5, 12] } }),
+        'ERR_VALUE',
+        'query.data',
+        'resizable',
+      );
     });
 
     test('a disposed tensor', async () => {
@@ -194,21 +243,49 @@ describe('arguments', () => {
     test('of another shape or dtype are refused', async () => {
       await expectError(attend({ out: floats(1, 2, 5, 21) }), 'ERR_SHAPE', 'out', '[1, 2, 5, 21]');
       await expectError(attend({ lse: floats(1, 2, 5, 1) }), 'ERR_SHAPE', 'lse', '[1, 2, 5, 1]');
-      await expectError(attend({ lse: { data: new Int32Array(10), shape: [1, 2, 5] } }), 'ERR_DTYPE', 'lse', 'int32');
+      await expectError(
+        attend({ lse: { data: new Int32Array(10), shape: [1, 2, 5] } }),
+        'ERR_DTYPE',
+        'lse',
+        'int32',
+      );
     });
 
     test('that share memory are refused', async () => {
       const memory = new ArrayBuffer(4 * 2000);
       const at = (offset: number, ...dims: number[]): TensorLike => ({
-        data: new Float32Array(memory, offset, dims.reduce((a, b) => a * b, 1)),
+        data: new Float32Array(
+          memory,
+          offset,
+          dims.reduce((a, b) => a * b, 1),
+        ),
         shape: dims,
       });
       // query takes 480 bytes; out 800; lse 40.
-      await expectError(attend({ query: at(0, 1, 2, 5, 12), out: at(476, 1, 2, 5, 20) }), 'ERR_VALUE', 'out', 'query');
-      await expectError(attend({ out: at(0, 1, 2, 5, 20), lse: at(796, 1, 2, 5) }), 'ERR_VALUE', 'out', 'lse');
-      await device.attention({ ...good(), query: at(0, 1, 2, 5, 12), out: at(480, 1, 2, 5, 20), lse: at(1280, 1, 2, 5) });
+      await expectError(
+        attend({ query: at(0, 1, 2, 5, 12), out: at(476, 1, 2, 5, 20) }),
+        'ERR_VALUE',
+        'out',
+        'query',
+      );
+      await expectError(
+        attend({ out: at(0, 1, 2, 5, 20), lse: at(796, 1, 2, 5) }),
+        'ERR_VALUE',
+        'out',
+        'lse',
+      );
+      await device.attention({
+        ...good(),
+        query: at(0, 1, 2, 5, 12),
+        out: at(480, 1, 2, 5, 20),
+        lse: at(1280, 1, 2, 5),
+      });
       const shared = good().query as { data: Float32Array };
-      await expectError(attend({ query: shared, out: { data: shared.data, shape: [1, 2, 5, 20] } }), 'ERR_SHAPE', 'out');
+      await expectError(
+        attend({ query: shared, out: { data: shared.data, shape: [1, 2, 5, 20] } }),
+        'ERR_SHAPE',
+        'out',
+      );
     });
   });
 
@@ -227,9 +304,17 @@ describe('arguments', () => {
       ),
     );
     const types = 'dense mask padding causal slidingWindow blockDiagonal modality spatial window denoising';
-    const type = fc.constantFrom(...types.split(' '), 'shiftedWindow', 'relativePosition', 'lowRank', 'alibi');
-    const names = 'bias visible ignore align left right queryIds keyIds strength groups groupSize resolution window';
-    const more = 'shift value table clsToken queryFactors keyFactors scale slopes start grid centers radius weights size';
+    const type = fc.constantFrom(
+      ...types.split(' '),
+      'shiftedWindow',
+      'relativePosition',
+      'lowRank',
+      'alibi',
+    );
+    const names =
+      'bias visible ignore align left right queryIds keyIds strength groups groupSize resolution window';
+    const more =
+      'shift value table clsToken queryFactors keyFactors scale slopes start grid centers radius weights size';
     const name = fc.constantFrom(...names.split(' '), ...more.split(' '), 'length', 'other');
     const fields = fc.dictionary(name, leaf, { maxKeys: 5 });
     const term = fc
@@ -237,9 +322,18 @@ describe('arguments', () => {
       .map(([t, own, segments, has]) => ({ ...own, type: t, ...(has ? { segments } : {}) }));
     const args = fc.record(
       {
-        query: fc.oneof({ weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) }, { weight: 1, arbitrary: leaf }),
-        key: fc.oneof({ weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) }, { weight: 1, arbitrary: leaf }),
-        value: fc.oneof({ weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) }, { weight: 1, arbitrary: leaf }),
+        query: fc.oneof(
+          { weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) },
+          { weight: 1, arbitrary: leaf },
+        ),
+        key: fc.oneof(
+          { weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) },
+          { weight: 1, arbitrary: leaf },
+        ),
+        value: fc.oneof(
+          { weight: 4, arbitrary: fc.constant(floats(1, 1, 2, 3)) },
+          { weight: 1, arbitrary: leaf },
+        ),
         bias: fc.array(term, { maxLength: 3 }),
       },
       { requiredKeys: ['query', 'key', 'value'] },

@@ -1,4 +1,11 @@
-import { compareBias, compareCameraCenters, compareExact, compareNorm, compareZeroRows, float32Ulp } from './compare.js';
+import {
+  compareBias,
+  compareCameraCenters,
+  compareExact,
+  compareNorm,
+  compareZeroRows,
+  float32Ulp,
+} from './compare.js';
 
 const v = (...data: number[]) => ({ data, shape: [data.length] });
 
@@ -8,14 +15,16 @@ test('float32Ulp', () => {
   for (const x of [1, 1.5, 2, 3, Math.fround(0.1), 100, 1 - 2 ** -24, 2 ** -126, Math.fround(3e38), -7]) {
     value[0] = Math.abs(x);
     bits[0] = (bits[0] ?? 0) + 1;
-    expect(float32Ulp(x)).toBe((value[0] ?? 0) - Math.abs(x));
+    expect(float32Ulp(x)).toBe(value[0] - Math.abs(x));
   }
   expect(float32Ulp(0)).toBe(2 ** -149);
 });
 
 describe('compareNorm', () => {
   test('takes what is within the tolerance', () => {
-    expect(compareNorm(v(3, 4 + 4e-6, NaN, -Infinity, Infinity), v(3, 4, NaN, -Infinity, Infinity), 1e-6)).toEqual([]);
+    expect(
+      compareNorm(v(3, 4 + 4e-6, NaN, -Infinity, Infinity), v(3, 4, NaN, -Infinity, Infinity), 1e-6),
+    ).toEqual([]);
     expect(compareNorm(v(1e-7, 0), v(0, 0), 1e-6)).toEqual([]);
     expect(compareNorm(v(1e-3 + 1e-6, 1), v(1e-3, 1), 2e-6, true)).toEqual([]);
     expect(compareNorm(v(-Infinity), v(-Infinity), 0)).toEqual([]);
@@ -47,7 +56,6 @@ test('compareBias', () => {
   expect(compareBias(v(5 + 2 * ulp, 5e-7, -Infinity), v(5, 0, -Infinity))).toEqual([]);
   expect(compareBias(v(5 + 3 * ulp), v(5))).toHaveLength(1);
   expect(compareBias(v(2e-6), v(0))).toHaveLength(1);
-  expect(compareBias(v(2e-6), v(0), [100])).toEqual([]);
   expect(compareBias(v(-1e38), v(-Infinity))).toHaveLength(1);
   expect(compareBias(v(NaN), v(0))).toHaveLength(1);
 });

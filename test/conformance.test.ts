@@ -76,11 +76,17 @@ function compareOutput(op: Operation, name: string, actual: Values, expected: Va
     case 'bias':
       return compareBias(actual, expected);
     case 'project':
-      return name === 'cameraCenters' ? compareCameraCenters(actual, expected) : compareExact(actual, expected);
+      return name === 'cameraCenters'
+        ? compareCameraCenters(actual, expected)
+        : compareExact(actual, expected);
   }
 }
 
-async function compareOutputs(op: Operation, outputs: JobOutputs, expected: SafetensorsFile): Promise<string[]> {
+async function compareOutputs(
+  op: Operation,
+  outputs: JobOutputs,
+  expected: SafetensorsFile,
+): Promise<string[]> {
   const problems: string[] = [];
   if (Object.keys(outputs).sort().join() !== [...expected.tensors.keys()].sort().join()) {
     problems.push(`outputs are ${Object.keys(outputs).join()}, not ${[...expected.tensors.keys()].join()}`);
@@ -163,9 +169,18 @@ function missingWords(line: string, words: readonly string[]): string[] {
   return words.filter((word) => !said.includes(word.toLowerCase()));
 }
 
+test.each(notBuilt)('not built yet: $name', async ({ name, op }) => {
+  const device = {} as Device;
+  const message = expect.stringContaining(`for op but received "${op}"`) as string;
+  await expect(runJob(jobOf(name), { device })).rejects.toMatchObject({ code: 'ERR_FORMAT', message });
+});
+
 describe('attention-bias run', () => {
   function run(job: string, out: string) {
-    return spawnSync(process.execPath, [command, 'run', job, '--out', out], { encoding: 'utf8', timeout: 60_000 });
+    return spawnSync(process.execPath, [command, 'run', job, '--out', out], {
+      encoding: 'utf8',
+      timeout: 60_000,
+    });
   }
 
   beforeAll(() => {
@@ -176,7 +191,11 @@ describe('attention-bias run', () => {
     await using folder = await temporaryFolder();
     const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
     const { exit, stderrContains: words } = expectedError(name);
-    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({ status: exit, stdout: '', lines: 2 });
+    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
+      status: exit,
+      stdout: '',
+      lines: 2,
+    });
     expect(stderr).toMatch(/^attention-bias: .*\n$/);
     expect(missingWords(stderr, words)).toEqual([]);
     expect(await folder.names()).toEqual([]);
@@ -188,26 +207,29 @@ describe('attention-bias run', () => {
       const { name } = notBuilt.find((item) => item.op === op) ?? { name: '' };
       const { status, stderr } = run(jobOf(name), folder.file('out.safetensors'));
       expect({ op, status }).toEqual({ op, status: 2 });
-      expect(stderr).toMatch(new RegExp(`^attention-bias: .* expected one of attention, bias, .* for op but received "${op}"\n$`));
+      expect(stderr).toMatch(
+        new RegExp(`^attention-bias: .* expected one of attention, bias, .* for op but received "${op}"\n$`),
+      );
     }
     expect(await folder.names()).toEqual([]);
   });
 
-  test.each(notBuilt)('not built yet: $name', async ({ name, op }) => {
-    const device = {} as Device;
-    const message = expect.stringContaining(`for op but received "${op}"`) as string;
-    await expect(runJob(jobOf(name), { device })).rejects.toMatchObject({ code: 'ERR_FORMAT', message });
-  });
-
-  test.each(['aqr-6-cameras.attention', 'aqr-6-cameras.bias', 'router-0', 'project-6-cameras'])('writes %s', async (name) => {
-    await using folder = await temporaryFolder();
-    const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
-    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({ status: 0, stdout: '', lines: 2 });
-    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-    await using written = await openSafetensors(folder.file('out.safetensors'));
-    const outputs: Record<string, Values> = {};
-    for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
-    const { op } = built.find((item) => item.name === name) ?? { op: '' };
-    expect(await compareOutputs(op as Operation, outputs as unknown as JobOutputs, expected)).toEqual([]);
-  });
+  test.each(['aqr-6-cameras.attention', 'aqr-6-cameras.bias', 'router-0', 'project-6-cameras'])(
+    'writes %s',
+    async (name) => {
+      await using folder = await temporaryFolder();
+      const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
+      expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
+        status: 0,
+        stdout: '',
+        lines: 2,
+      });
+      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+      await using written = await openSafetensors(folder.file('out.safetensors'));
+      const outputs: Record<string, Values> = {};
+      for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
+      const { op } = built.find((item) => item.name === name) ?? { op: '' };
+      expect(await compareOutputs(op as Operation, outputs as unknown as JobOutputs, expected)).toEqual([]);
+    },
+  );
 });

@@ -7,7 +7,8 @@ const variables = ['ATTENTION_BIAS_DEVICE', 'ATTENTION_BIAS_THREADS', 'ATTENTION
 const saved = variables.map((name) => process.env[name]);
 const restore = (): void => {
   variables.forEach((name, i) => {
-    if (saved[i] === undefined) delete process.env[name]; // eslint-disable-line @typescript-eslint/no-dynamic-delete
+    if (saved[i] === undefined)
+      delete process.env[name]; // eslint-disable-line @typescript-eslint/no-dynamic-delete
     else process.env[name] = saved[i];
   });
 };
@@ -81,7 +82,9 @@ describe('several devices', () => {
   test('side by side give one result', async () => {
     const inputs = attentionInputs(5, [1, 4, 64, 700]);
     const devices = await Promise.all([1, 2, 2, 3].map((threads) => open({ device: 'cpu', threads })));
-    const results = await Promise.all(devices.flatMap((device) => [device.attention(inputs), device.attention(inputs)]));
+    const results = await Promise.all(
+      devices.flatMap((device) => [device.attention(inputs), device.attention(inputs)]),
+    );
     for (const { out } of results) {
       for (let i = 0; i < out.size; ++i) expect(out.data[i]).toBeCloseTo(results[0]?.out.data[i] ?? NaN, 5);
     }
@@ -179,7 +182,10 @@ describe('signal', () => {
     const added = jest.spyOn(signal, 'addEventListener');
     const removed = jest.spyOn(signal, 'removeEventListener');
     const { out } = await device.attention({ ...attentionInputs(5, [1, 1, 4, 8]), signal });
-    await expectError(() => device.attention({ ...attentionInputs(5, [1, 1, 4, 8]), scale: NaN, signal }), 'ERR_VALUE');
+    await expectError(
+      () => device.attention({ ...attentionInputs(5, [1, 1, 4, 8]), scale: NaN, signal }),
+      'ERR_VALUE',
+    );
     expect(added).toHaveBeenCalledTimes(1);
     expect(removed).toHaveBeenCalledWith('abort', added.mock.calls[0]?.[1]);
     controller.abort();
@@ -192,6 +198,9 @@ describe('signal', () => {
 
   test('stops a bias', async () => {
     const signal = AbortSignal.timeout(20);
-    await expectError(() => device.bias({ shape: [1, 1, 16384, 16384], bias: [{ type: 'causal' }], signal }), 'ERR_ABORTED');
+    await expectError(
+      () => device.bias({ shape: [1, 1, 16384, 16384], bias: [{ type: 'causal' }], signal }),
+      'ERR_ABORTED',
+    );
   });
 });

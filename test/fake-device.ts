@@ -4,19 +4,23 @@ import type { Tensor } from '../lib/tensor.js';
 
 /** The arguments of an operation, with the operation's name. */
 export type Call =
-  | ['attention', AttentionArgs]
-  | ['bias', BiasArgs]
-  | ['router', RouterArgs]
-  | ['project', ProjectArgs];
+  ['attention', AttentionArgs] | ['bias', BiasArgs] | ['router', RouterArgs] | ['project', ProjectArgs];
 
 function tensor(value: number, shape: readonly number[]): Tensor {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value);
-  const fake = { data, shape, dtype: 'float32' as const, size: data.length, disposed: false, dispose: () => undefined };
+  const fake = {
+    data,
+    shape,
+    dtype: 'float32' as const,
+    size: data.length,
+    disposed: false,
+    dispose: () => undefined,
+  };
   return { ...fake, [Symbol.dispose]: () => undefined } as unknown as Tensor;
 }
 
 /** A device that notes its calls and computes nothing, or fails with `failure`. */
-export function fakeDevice(failure?: AttentionBiasError): { device: Device; calls: Call[] } {
+export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
   const calls: Call[] = [];
   const note = async (...call: Call): Promise<void> => {
     await Promise.resolve();

@@ -19,25 +19,31 @@ async function openOn(isa: string, threads: number): Promise<Device> {
 }
 
 describe.each(isas)('on %s', (isa) => {
-  test.each(Object.entries(cases))('attention with %s agrees with the float64 reference', async (_, { shape, bias }) => {
-    using device = await openOn(isa, 2);
-    expect(device.info.isa).toBe(isa);
-    const args = { ...attentionInputs(seed, shape), bias };
-    const { out, lse } = await device.attention(args);
-    const reference = referenceAttention(args);
-    expect(out.shape).toEqual([...shape.slice(0, 3), 20]);
-    expect(lse.shape).toEqual(shape.slice(0, 3));
-    expect(relativeError(out.data, reference.out)).toBeLessThan(2e-6);
-    expect(relativeError(lse.data, reference.lse)).toBeLessThan(2e-6);
-  });
+  test.each(Object.entries(cases))(
+    'attention with %s agrees with the float64 reference',
+    async (_, { shape, bias }) => {
+      using device = await openOn(isa, 2);
+      expect(device.info.isa).toBe(isa);
+      const args = { ...attentionInputs(seed, shape), bias };
+      const { out, lse } = await device.attention(args);
+      const reference = referenceAttention(args);
+      expect(out.shape).toEqual([...shape.slice(0, 3), 20]);
+      expect(lse.shape).toEqual(shape.slice(0, 3));
+      expect(relativeError(out.data, reference.out)).toBeLessThan(2e-6);
+      expect(relativeError(lse.data, reference.lse)).toBeLessThan(2e-6);
+    },
+  );
 
-  test.each(Object.entries(cases))('bias of %s agrees with the float64 reference', async (_, { shape, bias }) => {
-    using device = await openOn(isa, 2);
-    const result = await device.bias({ shape, bias });
-    const reference = referenceBias({ shape, bias });
-    expect(result.size).toBe(count(result.shape));
-    expect(relativeError(result.data, reference)).toBeLessThan(1e-6);
-  });
+  test.each(Object.entries(cases))(
+    'bias of %s agrees with the float64 reference',
+    async (_, { shape, bias }) => {
+      using device = await openOn(isa, 2);
+      const result = await device.bias({ shape, bias });
+      const reference = referenceBias({ shape, bias });
+      expect(result.size).toBe(count(result.shape));
+      expect(relativeError(result.data, reference)).toBeLessThan(1e-6);
+    },
+  );
 
   test('the same threads give the same bits; other threads the same numbers', async () => {
     const next = random(seed);
@@ -90,7 +96,9 @@ describe('operations', () => {
     const alibi = { type: 'alibi', slopes: { data: Float32Array.of(1, 2), shape: [2] } } as const;
     expect((await device.bias({ shape: [3, 2, 4, 5], bias: [alibi] })).shape).toEqual([1, 2, 4, 5]);
     const ignore = { data: new Uint8Array(15), shape: [3, 5] };
-    expect((await device.bias({ shape: [3, 2, 4, 5], bias: [{ type: 'padding', ignore }] })).shape).toEqual([3, 1, 4, 5]);
+    expect((await device.bias({ shape: [3, 2, 4, 5], bias: [{ type: 'padding', ignore }] })).shape).toEqual([
+      3, 1, 4, 5,
+    ]);
     const none = await device.bias({ shape: [3, 2, 4, 5], bias: [] });
     expect(none.shape).toEqual([1, 1, 4, 5]);
     expect(none.data.every((value) => value === 0)).toBe(true);
@@ -104,7 +112,8 @@ describe('operations', () => {
     const reference = Array.from({ length: 42 }, (_, i) => {
       const [row, m] = [Math.floor(i / 3), i % 3];
       let sum = bias.data[m] ?? NaN;
-      for (let e = 0; e < 16; ++e) sum += (features.data[row * 16 + e] ?? NaN) * (weight.data[m * 16 + e] ?? NaN);
+      for (let e = 0; e < 16; ++e)
+        sum += (features.data[row * 16 + e] ?? NaN) * (weight.data[m * 16 + e] ?? NaN);
       return 1 / (1 + Math.exp(-sum));
     });
     expect(relativeError(weights.data, reference)).toBeLessThan(2e-6);

@@ -105,7 +105,13 @@ export function termCases(seed: number): Record<string, Case> {
         {
           type: 'spatial',
           segments: [
-            { start: 5, grid: [2, 4, 6], centers: grid3(2, 9), radius: 2.5, weights: uniform(next, [2, 9], 0, 1) },
+            {
+              start: 5,
+              grid: [2, 4, 6],
+              centers: grid3(2, 9),
+              radius: 2.5,
+              weights: uniform(next, [2, 9], 0, 1),
+            },
           ],
         },
       ],
@@ -135,7 +141,10 @@ export function termCases(seed: number): Record<string, Case> {
       ],
     },
     alibi: { shape: [1, 4, 9, 40], bias: [{ type: 'alibi', slopes: uniform(next, [4], 0, 0.5) }] },
-    'all keys hidden': { shape: [1, 2, 3, 8], bias: [{ type: 'mask', visible: bits(next, [1, 1, 1, 1], 0) }] },
+    'all keys hidden': {
+      shape: [1, 2, 3, 8],
+      bias: [{ type: 'mask', visible: bits(next, [1, 1, 1, 1], 0) }],
+    },
     stacked: {
       shape: [2, 2, 40, 40],
       bias: [
@@ -150,7 +159,10 @@ export function termCases(seed: number): Record<string, Case> {
 }
 
 /** Query, key and value of a case, head dim 12, value dim 20. */
-export function attentionInputs(seed: number, [b, h, q, k]: Case['shape']): Record<'query' | 'key' | 'value', Dense> {
+export function attentionInputs(
+  seed: number,
+  [b, h, q, k]: Case['shape'],
+): Record<'query' | 'key' | 'value', Dense> {
   const next = random(seed);
   return {
     query: uniform(next, [b, h, q, 12]),

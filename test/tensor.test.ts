@@ -80,17 +80,34 @@ describe('tensors', () => {
     for (const shape of [[], [0], [-1], [1.5], [NaN], [2 ** 53, 2], 3, null, ['2'], new Array(9).fill(1)]) {
       await expectError(() => device.tensor(shape as number[]), 'ERR_SHAPE', 'shape');
     }
-    await expectError(() => device.tensor([1], { dtype: 'float64' as 'float32' }), 'ERR_VALUE', 'dtype', '"float64"');
+    await expectError(
+      () => device.tensor([1], { dtype: 'float64' as 'float32' }),
+      'ERR_VALUE',
+      'dtype',
+      '"float64"',
+    );
     await expectError(() => device.tensor([1], { dtyp: 'int32' } as object), 'ERR_VALUE', '"dtyp"');
     await expectError(() => device.from(new Float32Array(3), [2]), 'ERR_SHAPE', '3');
     await expectError(() => device.from([1, 2] as unknown as Float32Array, [2]), 'ERR_DTYPE', '[1, 2]');
-    await expectError(() => device.from(new Float64Array(2) as unknown as Float32Array), 'ERR_DTYPE', 'Float64Array');
+    await expectError(
+      () => device.from(new Float64Array(2) as unknown as Float32Array),
+      'ERR_DTYPE',
+      'Float64Array',
+    );
   });
 
   test('more memory than there is', async () => {
     await expectError(() => device.tensor([2 ** 20, 2 ** 20]), 'ERR_MEMORY', '4398046511104 bytes');
-    await expectError(() => device.tensor([2 ** 40], { dtype: 'uint8' }), 'ERR_MEMORY', '1099511627776 bytes');
-    await expectError(() => device.bias({ shape: [1, 1, 2 ** 20, 2 ** 20], bias: [] }), 'ERR_MEMORY', '4398046511104 bytes');
+    await expectError(
+      () => device.tensor([2 ** 40], { dtype: 'uint8' }),
+      'ERR_MEMORY',
+      '1099511627776 bytes',
+    );
+    await expectError(
+      () => device.bias({ shape: [1, 1, 2 ** 20, 2 ** 20], bias: [] }),
+      'ERR_MEMORY',
+      '4398046511104 bytes',
+    );
     await expectError(() => device.bias({ shape: [1, 1, 2 ** 31, 1], bias: [] }), 'ERR_SHAPE', '2^31');
   });
 

@@ -1,21 +1,17 @@
 import type { CommandModule } from 'yargs';
 
-import type { Device, OpenOptions, Precision } from '../device.js';
-import { AttentionBiasError } from '../errors.js';
+import type { DeviceInfo } from '../device.js';
 import { checkTarget } from '../formats/atomic.js';
 import { writeSafetensors } from '../formats/safetensors.js';
-import { open } from '../index.js';
 import { readJob, runJob } from '../job.js';
+import { abortable } from './abortable.js';
+import { describeDevice, deviceOptions, openDevice, type DeviceOptions } from './device-options.js';
 
-export interface RunOptions {
+export interface RunOptions extends DeviceOptions {
   /** path of the job file */
   job: string;
   /** path of the safetensors file to write */
   out: string;
-  /** as in `OpenOptions`, whose checks these meet in `open` */
-  device: string | undefined;
-  precision: Precision | undefined;
-  threads: number | undefined;
 }
 
 /** What a run did, as --json prints it. */
@@ -24,21 +20,17 @@ export interface RunSummary {
   out: string;
   /** the shape of each output */
   outputs: Record<string, readonly number[]>;
-  device: Device['info'];
+  device: DeviceInfo;
   /** milliseconds: reading and computing, writing */
   ms: { run: number; write: number };
 }
 
 /** Runs a job file and writes its outputs, whole or not at all. Errors are those of `runJob`, `open` and the writer. */
 export async function run(options: RunOptions, signal?: AbortSignal): Promise<RunSummary> {
-  const { job: path, out, precision, threads } = options;
+  const { job: path, out } = options;
   const job = await readJob(path, { signal });
   await checkTarget(out); // before the work, not after it
-  using device = await open({
-    ...(options.device === undefined ? {} : { device: options.device as NonNullable<OpenOptions['device']> }),
-    ...(precision === undefined ? {} : { precision }),
-    ...(threads === undefined ? {} : { threads }),
-  });
+  using device = await openDevice(options);
   const start = performance.now();
   const outputs = await runJob(path, { device, signal }, job);
   const computed = performance.now();
@@ -55,38 +47,9 @@ export async function run(options: RunOptions, signal?: AbortSignal): Promise<Ru
   };
 }
 
-/**
- * Calls `work` with a signal that Ctrl-C (SIGINT) and SIGTERM abort, so that it can take back what it has half done; then
- * the process ends by that same signal, as its parent expects. A second Ctrl-C ends it at once.
- */
-export async function abortable<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  const controller = new AbortController();
-  let received: NodeJS.Signals | undefined;
-  const abort = (signal: NodeJS.Signals): void => {
-    received = signal;
-    process.off('SIGINT', abort);
-    process.off('SIGTERM', abort);
-    controller.abort(new Error(signal));
-  };
-  process.on('SIGINT', abort);
-  process.on('SIGTERM', abort);
-  try {
-    return await work(controller.signal);
-  } catch (error) {
-    if (received && error instanceof AttentionBiasError && error.code === 'ERR_ABORTED') {
-      process.kill(process.pid, received);
-      await new Promise((resolve) => setTimeout(resolve, 1000)); // the signal ends the process meanwhile
-    }
-    throw error;
-  } finally {
-    process.off('SIGINT', abort);
-    process.off('SIGTERM', abort);
-  }
-}
-
 function describe({ op, out, outputs, device, ms }: RunSummary): string {
   const shapes = Object.entries(outputs).map(([name, shape]) => `${name} [${shape.join(', ')}]`);
-  const where = `${device.backend} ${device.isa}, ${device.threads} thread${device.threads === 1 ? '' : 's'}`;
+  const where = describeDevice({ info: device });
   return `${op} on ${where}: ${ms.run.toFixed(1)} ms; wrote ${shapes.join(', ')} to ${out} in ${ms.write.toFixed(1)} ms`;
 }
 
@@ -99,10 +62,13 @@ export const runCommand: CommandModule<object, RunArguments> = {
     yargs
       .positional('job', { type: 'string', demandOption: true, describe: 'the job, a JSON file' })
       .options({
-        out: { type: 'string', demandOption: true, requiresArg: true, describe: 'safetensors file to write the outputs to' },
-        device: { type: 'string', requiresArg: true, describe: 'auto, cpu, cuda or cuda:N' },
-        precision: { choices: ['f32', 'tf32', 'bf16'] as const, requiresArg: true, describe: 'of the arithmetic' },
-        threads: { type: 'number', requiresArg: true, describe: 'CPU threads' },
+        out: {
+          type: 'string',
+          demandOption: true,
+          requiresArg: true,
+          describe: 'safetensors file to write the outputs to',
+        },
+        ...deviceOptions,
         json: { type: 'boolean', default: false, describe: 'print a summary as JSON on stdout' },
       })
       .example('$0 run job.json --out out.safetensors', '')

@@ -16,7 +16,8 @@ export async function checkTarget(path: string): Promise<string> {
   let target = path;
   try {
     const info = await stat(path);
-    if (!info.isFile()) throw expected('ERR_IO', WHAT, path, info.isDirectory() ? 'a folder' : 'a device or a pipe');
+    if (!info.isFile())
+      throw expected('ERR_IO', WHAT, path, info.isDirectory() ? 'a folder' : 'a device or a pipe');
     target = await realpath(path);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ERR_IO') throw cause;
@@ -30,8 +31,13 @@ export async function checkTarget(path: string): Promise<string> {
   return target;
 }
 
-async function writeChunk(file: FileHandle, bytes: Uint8Array, path: string, signal?: AbortSignal): Promise<void> {
-  for (let done = 0; done < bytes.length; ) {
+async function writeChunk(
+  file: FileHandle,
+  bytes: Uint8Array,
+  path: string,
+  signal?: AbortSignal,
+): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
     throwIfAborted(signal, path);
     try {
       done += (await file.write(bytes, done, Math.min(CHUNK_BYTES, bytes.length - done))).bytesWritten;

@@ -36,7 +36,8 @@ export function writableDtype({ data, shape }: WritableTensor, name: string): DT
   };
   const type = Object.prototype.toString.call(data);
   const dtype = dtypes[type];
-  if (!dtype) throw expected('ERR_DTYPE', 'a Float32Array, Int32Array or Uint8Array', name, type.slice(8, -1));
+  if (!dtype)
+    throw expected('ERR_DTYPE', 'a Float32Array, Int32Array or Uint8Array', name, type.slice(8, -1));
   if (elementCount(shape) !== data.length) {
     throw expected('ERR_SHAPE', `a shape of ${data.length} elements`, name, `[${shape.join(', ')}]`);
   }

@@ -5,12 +5,8 @@
  */
 import { z } from 'zod';
 
-import { AttentionBiasError, expected } from '../errors.js';
 import type { BiasTerm } from '../terms.js';
-import { readWhole } from './io.js';
-import { decodeUtf8, parseJson, type Json } from './json.js';
-
-const MAX_JOB_BYTES = 64 * 2 ** 20;
+import { boolean, fields, integer, number, parseWith, readWith } from './schema.js';
 
 /** The name of a tensor in the job's tensors file, and the file's dtypes that it may have. */
 export class TensorRef {
@@ -20,21 +16,12 @@ export class TensorRef {
   ) {}
 }
 
-/** An object with these fields and no others. */
-function fields<Shape extends z.ZodRawShape>(shape: Shape) {
-  const known = `a known field (${Object.keys(shape).join(', ')})`;
-  return z.strictObject(shape, { error: ({ code }) => (code === 'unrecognized_keys' ? known : 'an object') });
-}
-
 const tensor = (...dtypes: string[]) =>
   z.string({ error: "a tensor's name" }).transform((name) => new TensorRef(name, dtypes));
 const float = tensor('F32');
 const mask = tensor('U8', 'BOOL');
 const ids = tensor('I32');
 
-const number = z.number({ error: 'a number' });
-const integer = z.int({ error: 'an integer' });
-const boolean = z.boolean({ error: 'true or false' });
 const pair = z.tuple([integer, integer], { error: 'a list of two integers' });
 const align = z.enum(['top-left', 'bottom-right'], { error: '"top-left" or "bottom-right"' }).exactOptional();
 const grid = z.union([z.tuple([integer, integer, integer]), z.tuple([integer, integer])], {
@@ -62,7 +49,10 @@ const termSchemas = [
     strength: number.exactOptional(),
     segments: segments({ start: integer, grid, centers: float, radius: number, weights: float }),
   }),
-  fields({ type: z.literal('window'), segments: segments({ start: integer, grid, centers: float, size: integer }) }),
+  fields({
+    type: z.literal('window'),
+    segments: segments({ start: integer, grid, centers: float, size: integer }),
+  }),
   fields({
     type: z.literal('denoising'),
     groups: integer,
@@ -76,18 +66,34 @@ const termSchemas = [
     shift: pair,
     value: number.exactOptional(),
   }),
-  fields({ type: z.literal('relativePosition'), window: pair, table: float, clsToken: boolean.exactOptional() }),
-  fields({ type: z.literal('lowRank'), queryFactors: float, keyFactors: float, scale: number.exactOptional() }),
+  fields({
+    type: z.literal('relativePosition'),
+    window: pair,
+    table: float,
+    clsToken: boolean.exactOptional(),
+  }),
+  fields({
+    type: z.literal('lowRank'),
+    queryFactors: float,
+    keyFactors: float,
+    scale: number.exactOptional(),
+  }),
   fields({ type: z.literal('alibi'), slopes: float }),
 ] as const;
 
 /** "one of …" over the values that a discriminator takes, or what an entry that is no object should be. */
 function oneOf(key: string, schemas: readonly { shape: Record<string, z.ZodType> }[]) {
   const values = schemas.map(({ shape }) => (shape[key] as z.ZodLiteral<string>).value).join(', ');
-  return { error: ({ code }: { code?: string }) => (code === 'invalid_union' ? `one of ${values}` : 'an object') };
+  return {
+    error: ({ code }: { code?: string }) => (code === 'invalid_union' ? `one of ${values}` : 'an object'),
+  };
 }
 
-const term: z.ZodType<BiasTerm<TensorRef>> = z.discriminatedUnion('type', termSchemas, oneOf('type', termSchemas));
+const term: z.ZodType<BiasTerm<TensorRef>> = z.discriminatedUnion(
+  'type',
+  termSchemas,
+  oneOf('type', termSchemas),
+);
 const terms = z.array(term, { error: 'a list of terms' });
 const tensors = z.string({ error: 'the path of a safetensors file' });
 
@@ -127,38 +133,17 @@ const operation = z.discriminatedUnion('op', operationSchemas, oneOf('op', opera
 /** A job whose structure was checked, with a `TensorRef` for each tensor. */
 export type Job = z.infer<typeof operation>;
 
-/** A field's path as people write it: bias[0].segments[1].weights. */
-export function fieldPath(path: readonly PropertyKey[]): string {
-  const text = path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('');
-  return text.replace(/^\./, '') || 'the job';
-}
-
-function show(job: Json, path: readonly PropertyKey[]): string {
-  let value: Json | undefined = job;
-  for (const key of path) {
-    value = (value as { [key: PropertyKey]: Json | undefined } | undefined)?.[key];
-  }
-  const text = value === undefined ? 'nothing' : JSON.stringify(value);
-  return text.length > 80 ? `${text.slice(0, 77)}...` : text;
-}
-
-/** One sentence for each field that is wrong. */
-function sentences(issues: readonly z.core.$ZodIssue[], job: Json): string[] {
-  return issues.flatMap((issue) => {
-    const paths = issue.code === 'unrecognized_keys' ? issue.keys.map((key) => [...issue.path, key]) : [issue.path];
-    return paths.map((path) => expected('ERR_FORMAT', issue.message, fieldPath(path), show(job, path)).message);
-  });
-}
+const WHOLE = 'the job';
 
 /** Checks the text of a job file; ERR_FORMAT, in one line that names the fields, for anything else than a job. */
 export function parseJob(text: string, path: string): Job {
-  const json = parseJson(text, path);
-  const result = operation.safeParse(json);
-  if (result.success) return result.data;
-  throw new AttentionBiasError('ERR_FORMAT', `${path}: ${sentences(result.error.issues, json).join('; ')}`);
+  return parseWith(operation, text, path, WHOLE);
 }
 
 /** Reads a job file; ERR_IO, and ERR_FORMAT as `parseJob`. */
-export async function readJob(path: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Job> {
-  return parseJob(decodeUtf8(await readWhole(path, MAX_JOB_BYTES, options.signal), path), path);
+export async function readJob(
+  path: string,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<Job> {
+  return readWith(operation, path, WHOLE, options.signal);
 }

@@ -17,6 +17,12 @@ export function decodeUtf8(bytes: Uint8Array | ArrayBuffer, name: string): strin
   }
 }
 
+/** A value as a message shows it. */
+export function showJson(value: Json | undefined): string {
+  const text = value === undefined ? 'nothing' : JSON.stringify(value);
+  return text.length > 80 ? `${text.slice(0, 77)}...` : text;
+}
+
 /** Parses RFC 8259 JSON of at most 100 levels; ERR_FORMAT, naming `name`, for anything else. */
 export function parseJson(text: string, name: string): Json {
   let at = 0;
@@ -50,10 +56,10 @@ export function parseJson(text: string, name: string): Json {
   }
 
   /** The token [at, end), which JSON.parse checks and decodes. */
-  function token<T extends string | number | boolean | null>(end: number): T {
-    let value: T;
+  function token(end: number): Json {
+    let value: Json;
     try {
-      value = JSON.parse(text.slice(at, end)) as T;
+      value = JSON.parse(text.slice(at, end)) as Json;
     } catch {
       throw unexpected();
     }
@@ -69,7 +75,7 @@ export function parseJson(text: string, name: string): Json {
     if (text[at] !== '"') throw unexpected();
     let end = at + 1;
     while (end < text.length && text[end] !== '"') end += text[end] === '\\' ? 2 : 1;
-    return token<string>(Math.min(end + 1, text.length));
+    return token(Math.min(end + 1, text.length)) as string; // it starts with a quote
   }
 
   function object(): Json {

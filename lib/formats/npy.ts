@@ -39,10 +39,12 @@ interface NpyHeader {
 
 /** The header's dict: exactly the three fields that NumPy writes, in any order. */
 function parseDict(text: string, name: string): Omit<NpyHeader, 'dataStart'> {
-  const bad = () => badFormat("a header with 'descr', 'fortran_order' and 'shape'", name, JSON.stringify(text.slice(0, 120)));
+  const bad = () =>
+    badFormat("a header with 'descr', 'fortran_order' and 'shape'", name, JSON.stringify(text.slice(0, 120)));
   const inside = /^\{([^{}]*)\}\s*$/.exec(text)?.[1];
   if (inside === undefined) throw bad();
-  const field = /\s*'(descr|fortran_order|shape)'\s*:\s*('[^']*'|True|False|\([\d,\s]*\)|\[[^\]]*\])\s*(?:,|$)/y;
+  const field =
+    /\s*'(descr|fortran_order|shape)'\s*:\s*('[^']*'|True|False|\([\d,\s]*\)|\[[^\]]*\])\s*(?:,|$)/y;
   const fields = new Map<string, string>();
   while (field.lastIndex < inside.trimEnd().length) {
     const match = field.exec(inside);
@@ -63,7 +65,11 @@ function parseDict(text: string, name: string): Omit<NpyHeader, 'dataStart'> {
 function parseHeader(bytes: Uint8Array, name: string): NpyHeader {
   const magic = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59]; // \x93NUMPY
   if (bytes.length < 10 || magic.some((byte, i) => bytes[i] !== byte)) {
-    throw badFormat('a .npy file, which starts with \\x93NUMPY,', name, bytes.length < 10 ? `${bytes.length} bytes` : 'another start');
+    throw badFormat(
+      'a .npy file, which starts with \\x93NUMPY,',
+      name,
+      bytes.length < 10 ? `${bytes.length} bytes` : 'another start',
+    );
   }
   const version = bytes[6] ?? 0;
   if (version < 1 || version > 3 || bytes[7] !== 0) {
@@ -104,7 +110,8 @@ function toRowMajor<T extends TypedArray>(source: T, shape: readonly number[]): 
 
 function toTypedArray(data: unknown, dtype: DType): TypedArray {
   if (dtype === 'int32') return data as Int32Array;
-  if (dtype === 'uint8') return Array.isArray(data) ? Uint8Array.from(data as number[]) : (data as Uint8Array);
+  if (dtype === 'uint8')
+    return Array.isArray(data) ? Uint8Array.from(data as number[]) : (data as Uint8Array);
   return data instanceof Float64Array ? new Float32Array(data) : (data as Float32Array);
 }
 
@@ -128,10 +135,11 @@ export function parseNpy(buffer: ArrayBuffer, name: string): HostTensor {
   if (found !== count * bytes) {
     throw badFormat(`${count * bytes} bytes of ${descriptor} (${shape.join(', ')})`, name, `${found}`);
   }
-  if (dataStart % bytes !== 0) throw badFormat(`data that starts at a multiple of ${bytes}`, name, `${dataStart}`);
+  if (dataStart % bytes !== 0)
+    throw badFormat(`data that starts at a multiple of ${bytes}`, name, `${dataStart}`);
   const data = toTypedArray(npyjs.parse(buffer).data, dtype);
   const ordered = fortranOrder && shape.length > 1 ? toRowMajor(data, shape) : data;
-  return { data: ordered, shape, dtype } as HostTensor;
+  return { data: ordered, shape, dtype };
 }
 
 /** The bytes of a .npy file. ERR_DTYPE, ERR_SHAPE for what is no float32, int32 or uint8 tensor of that shape. */
@@ -142,7 +150,10 @@ function npyBytes(tensor: WritableTensor, name: string): Uint8Array {
 }
 
 /** Reads a .npy file as `parseNpy` does; also ERR_IO. */
-export async function readNpy(path: string, options: { signal?: AbortSignal | undefined } = {}): Promise<HostTensor> {
+export async function readNpy(
+  path: string,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<HostTensor> {
   return parseNpy(await readWhole(path, Number.MAX_SAFE_INTEGER, options.signal), path);
 }
 
@@ -173,7 +184,11 @@ export async function readNpz(
         if (names.has(name)) throw badFormat('each array once', path, `${JSON.stringify(name)} twice`);
         names.add(name);
         if (size > archive.length || originalSize > size * MAX_DEFLATE_RATIO + 64) {
-          throw badFormat('sizes that the archive can hold', `${path} ${JSON.stringify(name)}`, `${size} for ${originalSize} bytes`);
+          throw badFormat(
+            'sizes that the archive can hold',
+            `${path} ${JSON.stringify(name)}`,
+            `${size} for ${originalSize} bytes`,
+          );
         }
         return true;
       },
@@ -203,9 +218,13 @@ export async function writeNpz(
   let total = 0;
   for (const [name, tensor] of Object.entries(tensors)) {
     total += tensor.data.byteLength + 2 * name.length + 512;
-    if (total > MAX_ZIP_BYTES) throw expected('ERR_VALUE', 'tensors of at most 4 GiB together', path, `${total} bytes`);
+    if (total > MAX_ZIP_BYTES)
+      throw expected('ERR_VALUE', 'tensors of at most 4 GiB together', path, `${total} bytes`);
     // The first moment that a zip can hold.
-    files[`${name}.npy`] = [npyBytes(tensor, JSON.stringify(name)), { level: 0, mtime: new Date(1980, 0, 1) }];
+    files[`${name}.npy`] = [
+      npyBytes(tensor, JSON.stringify(name)),
+      { level: 0, mtime: new Date(1980, 0, 1) },
+    ];
   }
   await writeAtomically(path, [zipSync(files)], options);
 }

@@ -22,7 +22,7 @@ import {
   type WritableTensor,
 } from './host.js';
 import { allocate, changedWhileRead, openForReading, readInto, statRegular } from './io.js';
-import { decodeUtf8, parseJson, type Json } from './json.js';
+import { decodeUtf8, parseJson, showJson, type Json } from './json.js';
 
 const MAX_HEADER_BYTES = 100_000_000;
 const METADATA = '__metadata__';
@@ -76,49 +76,60 @@ export interface SafetensorsFile extends SafetensorsHeader, AsyncDisposable {
   close(): Promise<void>;
 }
 
-function isObject(value: Json | undefined): value is { [field: string]: Json } {
+function isObject(value: Json | undefined): value is Record<string, Json> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-function show(value: Json | undefined): string {
-  const text = value === undefined ? 'nothing' : JSON.stringify(value);
-  return text.length > 80 ? `${text.slice(0, 77)}...` : text;
-}
-
 function parseMetadata(value: Json, path: string): Map<string, string> {
-  if (!isObject(value)) throw badFormat('an object of strings', `${path} ${METADATA}`, show(value));
+  if (!isObject(value)) throw badFormat('an object of strings', `${path} ${METADATA}`, showJson(value));
   return new Map(
     Object.entries(value).map(([key, text]) => {
-      if (typeof text !== 'string') throw badFormat('a string', `${path} ${METADATA} ${JSON.stringify(key)}`, show(text));
+      if (typeof text !== 'string')
+        throw badFormat('a string', `${path} ${METADATA} ${JSON.stringify(key)}`, showJson(text));
       return [key, text];
     }),
   );
 }
 
 function parseEntry(value: Json, name: string, dataBytes: number): SafetensorsEntry {
-  if (!isObject(value)) throw badFormat('an object', name, show(value));
+  if (!isObject(value)) throw badFormat('an object', name, showJson(value));
   const { dtype, shape, data_offsets: offsets } = value;
-  if (typeof dtype !== 'string') throw badFormat('the name of a dtype', `${name} dtype`, show(dtype));
+  if (typeof dtype !== 'string') throw badFormat('the name of a dtype', `${name} dtype`, showJson(dtype));
   const count = Array.isArray(shape) ? elementCount(shape) : undefined;
   if (count === undefined) {
-    throw badFormat('integers of at least 0, with a product of at most 2^53,', `${name} shape`, show(shape));
+    throw badFormat(
+      'integers of at least 0, with a product of at most 2^53,',
+      `${name} shape`,
+      showJson(shape),
+    );
   }
-  const [begin, end] = Array.isArray(offsets) && offsets.length === 2 && elementCount([offsets[0]]) !== undefined ? (offsets as number[]) : [];
-  if (begin === undefined || end === undefined || !Number.isSafeInteger(end) || begin > end || end > dataBytes) {
+  const [begin, end] =
+    Array.isArray(offsets) && offsets.length === 2 && elementCount([offsets[0]]) !== undefined
+      ? (offsets as number[])
+      : [];
+  if (
+    begin === undefined ||
+    end === undefined ||
+    !Number.isSafeInteger(end) ||
+    begin > end ||
+    end > dataBytes
+  ) {
     const what = `[begin, end] with 0 ≤ begin ≤ end ≤ ${dataBytes}, the bytes after the header,`;
-    throw badFormat(what, `${name} data_offsets`, show(offsets));
+    throw badFormat(what, `${name} data_offsets`, showJson(offsets));
   }
   const bits = DTYPE_BITS.get(dtype);
   if (bits !== undefined && count * bits !== (end - begin) * 8) {
-    const what = `${(count * bits) / 8} bytes of ${dtype} ${show(shape)}`;
-    throw badFormat(what, `${name} data_offsets`, `${end - begin} bytes, ${show(offsets)}`);
+    const what = `${(count * bits) / 8} bytes of ${dtype} ${showJson(shape)}`;
+    throw badFormat(what, `${name} data_offsets`, `${end - begin} bytes, ${showJson(offsets)}`);
   }
   return { dtype, shape: shape as number[], offsets: [begin, end] };
 }
 
 /** The tensors must follow one another from the header's end to the file's. */
 function checkLayout(tensors: ReadonlyMap<string, SafetensorsEntry>, path: string, dataBytes: number): void {
-  const order = [...tensors].sort(([, a], [, b]) => a.offsets[0] - b.offsets[0] || a.offsets[1] - b.offsets[1]);
+  const order = [...tensors].sort(
+    ([, a], [, b]) => a.offsets[0] - b.offsets[0] || a.offsets[1] - b.offsets[1],
+  );
   let covered = 0;
   let previous = 'the header';
   for (const [name, { offsets }] of order) {
@@ -134,10 +145,14 @@ function checkLayout(tensors: ReadonlyMap<string, SafetensorsEntry>, path: strin
 }
 
 /** Checks a header. `dataBytes` is what follows it in the file; `path` names the file in errors (ERR_FORMAT). */
-export function parseSafetensorsHeader(bytes: Uint8Array | ArrayBuffer, dataBytes: number, path: string): SafetensorsHeader {
+export function parseSafetensorsHeader(
+  bytes: Uint8Array | ArrayBuffer,
+  dataBytes: number,
+  path: string,
+): SafetensorsHeader {
   const text = decodeUtf8(bytes, `the header of ${path}`);
   const header = parseJson(text, `the header of ${path}`);
-  if (!isObject(header)) throw badFormat('a JSON object', `the header of ${path}`, show(header));
+  if (!isObject(header)) throw badFormat('a JSON object', `the header of ${path}`, showJson(header));
   const tensors = new Map<string, SafetensorsEntry>();
   let metadata = new Map<string, string>();
   for (const [name, value] of Object.entries(header)) {
@@ -149,7 +164,11 @@ export function parseSafetensorsHeader(bytes: Uint8Array | ArrayBuffer, dataByte
 }
 
 /** The header of an open file of `size` bytes, and where the data starts. */
-async function readHeader(file: FileHandle, path: string, size: number): Promise<[SafetensorsHeader, number]> {
+async function readHeader(
+  file: FileHandle,
+  path: string,
+  size: number,
+): Promise<[SafetensorsHeader, number]> {
   if (size < 8) throw badFormat('at least 8 bytes', path, `${size}`);
   const prefix = new ArrayBuffer(8);
   if ((await readInto(file, path, prefix, 0)) < 8) throw changedWhileRead(path);
@@ -176,7 +195,11 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     const opened = await statRegular(file, path);
     const [header, dataStart] = await readHeader(file, path, Number(opened.size));
 
-    const readBytes = async (entry: SafetensorsEntry, name: string, signal?: AbortSignal): Promise<ArrayBuffer> => {
+    const readBytes = async (
+      entry: SafetensorsEntry,
+      name: string,
+      signal?: AbortSignal,
+    ): Promise<ArrayBuffer> => {
       const [begin, end] = entry.offsets;
       const bytes = allocate(end - begin, `${path} ${JSON.stringify(name)}`);
       const read = await readInto(file, path, bytes, dataStart + begin, signal);
@@ -213,7 +236,11 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     const readFloat32: SafetensorsFile['readFloat32'] = async (name, { signal } = {}) => {
       const entry = entryOf(name);
       const bytes = () => readBytes(entry, name, signal);
-      const host = (data: Float32Array): HostTensor<'float32'> => ({ data, shape: entry.shape, dtype: 'float32' });
+      const host = (data: Float32Array): HostTensor<'float32'> => ({
+        data,
+        shape: entry.shape,
+        dtype: 'float32',
+      });
       switch (entry.dtype) {
         case 'F32':
           return host(new Float32Array(await bytes()));

@@ -7,6 +7,7 @@
 #include "addon/environment.h"
 #include "addon/js_errors.h"
 #include "core/reference.h"
+#include "cuda/cuda.h"
 
 namespace attention_bias::addon {
 
@@ -28,17 +29,18 @@ void check(napi_env env, napi_status status) {
 }  // namespace
 
 Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
-  DefineAddon(exports, {InstanceMethod<&Environment::info>("info"), InstanceMethod<&Environment::memory>("memory"),
-                        InstanceMethod<&Environment::allocate>("allocate"),
-                        InstanceMethod<&Environment::check_tensor>("checkTensor"),
-                        InstanceMethod<&Environment::release>("release"),
-                        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
-                        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
-                        InstanceMethod<&Environment::reference_bias>("referenceBias")});
+  DefineAddon(exports,
+              {InstanceMethod<&Environment::info>("info"), InstanceMethod<&Environment::memory>("memory"),
+               InstanceMethod<&Environment::cuda>("cuda"), InstanceMethod<&Environment::allocate>("allocate"),
+               InstanceMethod<&Environment::check_tensor>("checkTensor"),
+               InstanceMethod<&Environment::release>("release"),
+               InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
+               InstanceMethod<&Environment::reference_attention>("referenceAttention"),
+               InstanceMethod<&Environment::reference_bias>("referenceBias")});
   exports.Set("CpuDevice", CpuDevice::define(env));
   const Napi::String name = Napi::String::New(env, "attention-bias");
-  check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, on_finished,
-                                             &finished_));
+  check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
+                                             on_finished, &finished_));
   check(env, napi_unref_threadsafe_function(env, finished_));  // only operations hold the event loop
   // Hooks run last first: threads end before the function that they post to.
   check(env, napi_add_env_cleanup_hook(env, teardown, this));
@@ -60,7 +62,8 @@ void Environment::operation_settled() {
 
 void Environment::post_finished(CpuDevice* device, Operation* operation) {
   auto message = std::make_unique<Finished>(Finished{device, operation});
-  if (napi_call_threadsafe_function(finished_, message.get(), napi_tsfn_nonblocking) == napi_ok) message.release();
+  if (napi_call_threadsafe_function(finished_, message.get(), napi_tsfn_nonblocking) == napi_ok)
+    message.release();
 }
 
 void Environment::on_finished(napi_env env, napi_value, void* environment, void* data) {
@@ -83,6 +86,36 @@ Napi::Value Environment::info(const Napi::CallbackInfo& info) {
     for (const std::string& isa : cpu::supported_isas()) isas.Set(isas.Length(), isa);
     result.Set("processor", cpu::processor_name());
     result.Set("isas", isas);
+#if defined(__clang__)
+    result.Set("compiler", "Clang " __clang_version__);
+#else
+    result.Set("compiler", "GCC " __VERSION__);
+#endif
+    return result;
+  });
+}
+
+Napi::Value Environment::cuda(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const cuda::Status status = cuda::status();
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("built", status.built);
+    result.Set("toolkit", status.toolkit);
+    result.Set("architectures", status.architectures);
+    result.Set("reason", status.reason);
+    result.Set("driver", status.driver);
+    Napi::Array devices = Napi::Array::New(env);
+    for (const cuda::DeviceInfo& device : status.devices) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("name", device.name);
+      entry.Set("computeCapability", std::to_string(device.major) + "." + std::to_string(device.minor));
+      entry.Set("multiprocessors", device.multiprocessors);
+      entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
+      entry.Set("selfTest", cuda::self_test(static_cast<int>(devices.Length())));
+      devices.Set(devices.Length(), entry);
+    }
+    result.Set("devices", devices);
     return result;
   });
 }
@@ -136,7 +169,8 @@ Napi::Value Environment::reference_attention(const Napi::CallbackInfo& info) {
     const AttentionProblem problem = call.problem(&program);
     const Extent& e = problem.extent;
     const int64_t rows = element_count({e.batch, e.heads, e.queries}, "lse");
-    Napi::Float64Array out = doubles(env, element_count({rows, problem.value_dim}, "out")), lse = doubles(env, rows);
+    Napi::Float64Array out = doubles(env, element_count({rows, problem.value_dim}, "out")),
+                       lse = doubles(env, rows);
     attention_bias::reference_attention(problem, out.Data(), lse.Data());
     Napi::Object result = Napi::Object::New(env);
     result.Set("out", out);

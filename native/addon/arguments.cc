@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "addon/js_errors.h"
+#include "addon/pin.h"
 
 namespace attention_bias::addon {
 
@@ -51,13 +52,16 @@ DType array_dtype(Napi::Value data, const std::string& name) {
       if (known.type == type) return known.dtype;
     }
   }
-  throw expected(ErrorCode::kDtype, "a Float32Array, Int32Array or Uint8Array", name + ".data", describe(data));
+  throw expected(ErrorCode::kDtype, "a Float32Array, Int32Array or Uint8Array", name + ".data",
+                 describe(data));
 }
 
 }  // namespace
 
 Shape read_shape(Napi::Value value, const std::string& name) {
-  const auto refuse = [&](const char* what) { throw expected(ErrorCode::kShape, what, name, describe(value)); };
+  const auto refuse = [&](const char* what) {
+    throw expected(ErrorCode::kShape, what, name, describe(value));
+  };
   if (!value.IsArray()) refuse("a shape, an array of integers,");
   const Napi::Array array = value.As<Napi::Array>();
   const uint32_t rank = array.Length();
@@ -65,7 +69,8 @@ Shape read_shape(Napi::Value value, const std::string& name) {
   Shape shape;
   for (uint32_t i = 0; i < rank; ++i) {
     const Napi::Value size = array.Get(i);
-    if (!is_integer(size) || size.As<Napi::Number>().Int64Value() < 1) refuse("a shape of integers of at least 1");
+    if (!is_integer(size) || size.As<Napi::Number>().Int64Value() < 1)
+      refuse("a shape of integers of at least 1");
     shape.push_back(size.As<Napi::Number>().Int64Value());
   }
   element_count(shape, name);
@@ -102,26 +107,31 @@ void Arguments::resolve(Napi::Env env, const Buffers& buffers) {
     void* data = nullptr;
     napi_get_typedarray_info(env, tensor.array.Value(), nullptr, &length, &data, &buffer, &offset);
     if (is_detached(env, buffer)) {
-      throw expected(ErrorCode::kValue, "a typed array with its memory", view.name + ".data", "one with a detached buffer");
+      throw expected(ErrorCode::kValue, "a typed array with its memory", view.name + ".data",
+                     "one with a detached buffer");
     }
     const int64_t count = element_count(view.shape, view.name);
     if (static_cast<int64_t>(length) != count) {
-      throw expected(ErrorCode::kShape, std::to_string(count) + " elements, as its shape " + to_string(view.shape) + " has,",
+      throw expected(ErrorCode::kShape,
+                     std::to_string(count) + " elements, as its shape " + to_string(view.shape) + " has,",
                      view.name + ".data", std::to_string(length));
     }
     view.data = data;
     tensor.storage = buffers.find(static_cast<const char*>(data) - offset);
+    if (!tensor.storage) tensor.pin = pin_memory(env, buffer);
   }
 }
 
 void Arguments::require_apart(const TensorView& output) const {
   const auto end = [](const TensorView& view) {
-    return static_cast<const char*>(view.data) + element_count(view.shape, view.name) * dtype_bytes(view.dtype);
+    return static_cast<const char*>(view.data) +
+           element_count(view.shape, view.name) * dtype_bytes(view.dtype);
   };
   for (const TensorArgument& tensor : tensors_) {
     const TensorView& other = tensor.view;
     if (&other == &output || end(other) <= output.data || end(output) <= other.data) continue;
-    throw expected(ErrorCode::kValue, "memory of its own", output.name, "memory that " + other.name + " shares");
+    throw expected(ErrorCode::kValue, "memory of its own", output.name,
+                   "memory that " + other.name + " shares");
   }
 }
 
@@ -129,12 +139,13 @@ void Arguments::require_attached(Napi::Env env) const {
   for (const TensorArgument& tensor : tensors_) {
     if (tensor.storage) continue;
     napi_value buffer;
-    if (napi_get_typedarray_info(env, tensor.array.Value(), nullptr, nullptr, nullptr, &buffer, nullptr) != napi_ok) {
+    if (napi_get_typedarray_info(env, tensor.array.Value(), nullptr, nullptr, nullptr, &buffer, nullptr) !=
+        napi_ok) {
       continue;
     }
     if (is_detached(env, buffer)) {
-      throw expected(ErrorCode::kValue, "memory that stays until the operation ends", tensor.view.name + ".data",
-                     "a buffer that was detached meanwhile");
+      throw expected(ErrorCode::kValue, "memory that stays until the operation ends",
+                     tensor.view.name + ".data", "a buffer that was detached meanwhile");
     }
   }
 }

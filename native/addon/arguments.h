@@ -1,11 +1,9 @@
-// Reads plain JavaScript objects: every field of an operation's arguments and of its bias terms goes through Fields,
-// which knows the field's path for messages and refuses a field that nobody asked for.
+// Reads plain JavaScript objects: every field of an operation's arguments and of its bias terms goes through
+// Fields, which knows the field's path for messages and refuses a field that nobody asked for.
 //
-// JavaScript that runs while fields are read (getters, proxies) may move or free a typed array's memory. So reading only
-// notes the tensors; Arguments::resolve takes their pointers when no more JavaScript can run.
+// JavaScript that runs while fields are read (getters, proxies) may move or free a typed array's memory. So
+// reading only notes the tensors; Arguments::resolve takes their pointers when no more JavaScript can run.
 #pragma once
-
-#include <napi.h>
 
 #include <deque>
 #include <memory>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "addon/buffers.h"
+#include "addon/node_api.h"
 #include "core/shapes.h"
 
 namespace attention_bias::addon {
@@ -23,6 +22,7 @@ struct TensorArgument {
   TensorView view;  // no data before resolve()
   Napi::ObjectReference array;
   std::shared_ptr<Storage> storage;  // of memory of ours: lives through dispose() and transfer
+  std::shared_ptr<void> pin;         // of the user's own
 };
 
 // The tensors of one operation. Views have stable addresses.
@@ -41,7 +41,8 @@ class Arguments {
   // ERR_VALUE where `output` shares memory with another of the tensors.
   void require_apart(const TensorView& output) const;
 
-  // ERR_VALUE where a buffer of the user's own was detached since resolve(): the operation may have read anything.
+  // ERR_VALUE where a buffer of the user's own was detached since resolve(): the operation may have read
+  // anything.
   void require_attached(Napi::Env env) const;
 
  private:
@@ -53,8 +54,8 @@ Shape read_shape(Napi::Value value, const std::string& name);
 
 class Fields {
  public:
-  // `path` is what stands before a field's name in messages: "" or "bias[2]". `subject` names the whole where the path
-  // is empty. Missing and unknown fields have `code`.
+  // `path` is what stands before a field's name in messages: "" or "bias[2]". `subject` names the whole where
+  // the path is empty. Missing and unknown fields have `code`.
   Fields(Arguments* arguments, Napi::Value value, std::string path, std::string subject, ErrorCode code);
 
   const std::string& path() const { return path_; }
@@ -75,7 +76,8 @@ class Fields {
   Shape shape(const char* name);
   TensorView* tensor(const char* name);
   TensorView* optional_tensor(const char* name);  // nullptr when absent
-  // Calls f with the Fields of each object in an array. Their missing and unknown fields have code_, or another.
+  // Calls f with the Fields of each object in an array. Their missing and unknown fields have code_, or
+  // another.
   template <class F>
   void each(const char* name, F&& f) {
     each(name, std::forward<F>(f), code_);

@@ -44,7 +44,8 @@ Napi::ArrayBuffer Buffers::wrap(Napi::Env env, std::shared_ptr<Storage> storage)
   if (static_cast<int64_t>(bytes) <= external_limit_) {
     auto handle = std::make_unique<Handle>(Handle{shared_from_this(), storage});
     napi_value buffer;
-    const napi_status status = napi_create_external_arraybuffer(env, data, bytes, finalize, handle.get(), &buffer);
+    const napi_status status =
+        napi_create_external_arraybuffer(env, data, bytes, finalize, handle.get(), &buffer);
     if (status == napi_ok) {
       live_[data] = handle.release();
       return Napi::ArrayBuffer(env, buffer);

@@ -42,7 +42,9 @@ BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {
   terms = read_terms(arguments, "bias");
 }
 
-std::unique_ptr<Program> BiasCall::program() const { return build({shape[0], shape[1], shape[2], shape[3]}, terms); }
+std::unique_ptr<Program> BiasCall::program() const {
+  return build({shape[0], shape[1], shape[2], shape[3]}, terms);
+}
 
 Compute read_attention(Fields* arguments, Outputs* outputs) {
   const AttentionCall call(arguments);
@@ -76,19 +78,22 @@ Compute read_router(Fields* arguments, Outputs* outputs) {
   outputs->declare("out", arguments);
   return [=](cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
     RouterProblem problem = router_problem(*features, *weight, *bias);
-    problem.out = outputs->take("out", {features->shape[0], features->shape[1], problem.outputs}, "[B, Q, M]");
+    problem.out =
+        outputs->take("out", {features->shape[0], features->shape[1], problem.outputs}, "[B, Q, M]");
     backend->router(problem, abort);
   };
 }
 
 Compute read_project(Fields* arguments, Outputs* outputs) {
-  const TensorView *points = arguments->tensor("referencePoints"), *lidar2img = arguments->tensor("lidar2img");
+  const TensorView *points = arguments->tensor("referencePoints"),
+                   *lidar2img = arguments->tensor("lidar2img");
   outputs->declare("bevCenters");
   outputs->declare("cameraCenters");
   return [=, range = arguments->numbers("pointCloudRange"), image_shape = arguments->integers("imageShape"),
           feature_shape = arguments->integers("featureShape"), bev_shape = arguments->integers("bevShape")](
              cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
-    ProjectProblem problem = project_problem(*points, range, *lidar2img, image_shape, feature_shape, bev_shape);
+    ProjectProblem problem =
+        project_problem(*points, range, *lidar2img, image_shape, feature_shape, bev_shape);
     require_reference_points(problem, points->name);
     problem.bev_centers = outputs->take("bevCenters", {problem.batch, problem.queries, 2}, "[B, Q, 2]");
     problem.camera_centers = outputs->take("cameraCenters", {problem.batch, problem.queries, 3}, "[B, Q, 3]");

@@ -21,11 +21,12 @@ int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::N
 }  // namespace
 
 Napi::Function CpuDevice::define(Napi::Env env) {
-  return DefineClass(env, "CpuDevice",
-                     {InstanceMethod<&CpuDevice::attention>("attention"), InstanceMethod<&CpuDevice::bias>("bias"),
-                      InstanceMethod<&CpuDevice::router>("router"), InstanceMethod<&CpuDevice::project>("project"),
-                      InstanceMethod<&CpuDevice::abort>("abort"), InstanceMethod<&CpuDevice::close>("close"),
-                      InstanceMethod<&CpuDevice::info>("info")});
+  return DefineClass(
+      env, "CpuDevice",
+      {InstanceMethod<&CpuDevice::attention>("attention"), InstanceMethod<&CpuDevice::bias>("bias"),
+       InstanceMethod<&CpuDevice::router>("router"), InstanceMethod<&CpuDevice::project>("project"),
+       InstanceMethod<&CpuDevice::abort>("abort"), InstanceMethod<&CpuDevice::close>("close"),
+       InstanceMethod<&CpuDevice::info>("info")});
 }
 
 CpuDevice::CpuDevice(const Napi::CallbackInfo& info)
@@ -40,11 +41,13 @@ CpuDevice::CpuDevice(const Napi::CallbackInfo& info)
     const std::string isa = options.string("isa", "");
     options.finish();
     try {
-      dispatcher_ = std::make_unique<Dispatcher>(
-          static_cast<int>(threads), isa,
-          [this, environment = environment_](Operation* operation) { environment->post_finished(this, operation); });
+      dispatcher_ = std::make_unique<Dispatcher>(static_cast<int>(threads), isa,
+                                                 [this, environment = environment_](Operation* operation) {
+                                                   environment->post_finished(this, operation);
+                                                 });
     } catch (const std::system_error&) {
-      throw expected(ErrorCode::kDevice, std::to_string(threads) + " threads", "threads", "fewer from the system");
+      throw expected(ErrorCode::kDevice, std::to_string(threads) + " threads", "threads",
+                     "fewer from the system");
     }
     environment_->add(this);
   });
@@ -58,8 +61,8 @@ Napi::Value CpuDevice::start(const Napi::CallbackInfo& info, const char* name, R
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     if (closed_) throw closed_error();
-    auto operation =
-        std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(), environment_->account());
+    auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(),
+                                                 environment_->account());
     if (closed_) throw closed_error();  // by a getter of the arguments
     const Napi::Promise promise = operation->promise();
     dispatcher_->push(operation.get());
@@ -70,10 +73,14 @@ Napi::Value CpuDevice::start(const Napi::CallbackInfo& info, const char* name, R
   });
 }
 
-Napi::Value CpuDevice::attention(const Napi::CallbackInfo& info) { return start(info, "attention", read_attention); }
+Napi::Value CpuDevice::attention(const Napi::CallbackInfo& info) {
+  return start(info, "attention", read_attention);
+}
 Napi::Value CpuDevice::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
 Napi::Value CpuDevice::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
-Napi::Value CpuDevice::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
+Napi::Value CpuDevice::project(const Napi::CallbackInfo& info) {
+  return start(info, "project", read_project);
+}
 
 std::unique_ptr<Operation> CpuDevice::remove(Operations::iterator entry) {
   std::unique_ptr<Operation> operation = std::move(entry->second);

@@ -1,13 +1,12 @@
 // The JavaScript class CpuDevice: a CPU backend and the operations under way on it. JavaScript thread only.
 #pragma once
 
-#include <napi.h>
-
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
 
 #include "addon/dispatcher.h"
+#include "addon/node_api.h"
 
 namespace attention_bias::addon {
 
@@ -27,8 +26,8 @@ class CpuDevice : public Napi::ObjectWrap<CpuDevice> {
   void teardown();
 
  private:
-  // attention(id, arguments): Promise<{ [output]: { buffer, shape } }>, and so on. `id`, a number of the caller's, is for
-  // abort().
+  // attention(id, arguments): Promise<{ [output]: { buffer, shape } }>, and so on. `id`, a number of the
+  // caller's, is for abort().
   Napi::Value attention(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);

@@ -1,9 +1,9 @@
-// The thread of one device that runs its operations, one after the other in the order of their calls. It is among the
-// backend's compute threads.
+// The thread of one device that runs its operations, one after the other in the order of their calls. It is
+// among the backend's compute threads.
 //
-// Its own thread rather than libuv's pool, for two reasons: an operation of seconds would hold one of the four threads
-// that files and DNS share; and node waits for pool work that has begun before it runs any cleanup hook, so that
-// worker.terminate() and process.exit() would wait for whole operations.
+// Its own thread rather than libuv's pool, for two reasons: an operation of seconds would hold one of the
+// four threads that files and DNS share; and node waits for pool work that has begun before it runs any
+// cleanup hook, so that worker.terminate() and process.exit() would wait for whole operations.
 #pragma once
 
 #include <condition_variable>

@@ -1,12 +1,12 @@
-// The addon's state in one environment: node's main thread, or one worker_thread. No state is shared between them.
+// The addon's state in one environment: node's main thread, or one worker_thread. No state is shared between
+// them.
 #pragma once
-
-#include <napi.h>
 
 #include <memory>
 #include <unordered_set>
 
 #include "addon/buffers.h"
+#include "addon/node_api.h"
 #include "addon/storage.h"
 
 namespace attention_bias::addon {
@@ -33,6 +33,7 @@ class Environment : public Napi::Addon<Environment> {
 
  private:
   Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value cuda(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value allocate(const Napi::CallbackInfo& info);
   Napi::Value check_tensor(const Napi::CallbackInfo& info);

@@ -44,7 +44,8 @@ Napi::Error to_js(Napi::Env env, const Error& error) {
 Error to_error(const std::exception& exception) {
   if (const Error* error = dynamic_cast<const Error*>(&exception)) return *error;
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr) {
-    return Error(ErrorCode::kMemory, "expected memory for an operation's scratch but received none from the system");
+    return Error(ErrorCode::kMemory,
+                 "expected memory for an operation's scratch but received none from the system");
   }
   return Error(ErrorCode::kDevice, exception.what());
 }

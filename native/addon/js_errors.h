@@ -1,12 +1,11 @@
 // Errors of the native code as JavaScript's, and JavaScript's values as words for a message.
 #pragma once
 
-#include <napi.h>
-
 #include <exception>
 #include <new>
 #include <string>
 
+#include "addon/node_api.h"
 #include "core/errors.h"
 
 namespace attention_bias::addon {

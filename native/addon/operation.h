@@ -1,7 +1,6 @@
-// One call of an operation on its way: read from JavaScript on its thread, run on another, finished on the first again.
+// One call of an operation on its way: read from JavaScript on its thread, run on another, finished on the
+// first again.
 #pragma once
-
-#include <napi.h>
 
 #include <atomic>
 #include <functional>
@@ -12,6 +11,7 @@
 
 #include "addon/arguments.h"
 #include "addon/buffers.h"
+#include "addon/node_api.h"
 #include "core/operations.h"
 #include "cpu/backend.h"
 
@@ -56,8 +56,8 @@ Error aborted_error();
 class Operation {
  public:
   // Reads the arguments. Throws Error, or what JavaScript throws in a getter.
-  Operation(Napi::Env env, const char* name, ReadOperation read, Napi::Value arguments, const Buffers& buffers,
-            std::shared_ptr<MemoryAccount> account);
+  Operation(Napi::Env env, const char* name, ReadOperation read, Napi::Value arguments,
+            const Buffers& buffers, std::shared_ptr<MemoryAccount> account);
   Operation(const Operation&) = delete;
   Operation& operator=(const Operation&) = delete;
 

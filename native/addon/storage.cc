@@ -16,7 +16,8 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kPage = size_t{64} << 10;  // a multiple of any system's
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeFrom = 2 * kHugePage;
-// From here on blocks are mapped one by one, so that freed memory is the system's again: malloc would keep it.
+// From here on blocks are mapped one by one, so that freed memory is the system's again: malloc would keep
+// it.
 constexpr size_t kMapFrom = size_t{256} << 10;
 
 size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
@@ -65,7 +66,8 @@ std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Contents contents, con
   const size_t held = round_up(size, mapped ? kPage : kAlignment);
   void* data = mapped ? map_pages(held) : std::aligned_alloc(kAlignment, held);
   if (data == nullptr) {
-    throw expected(ErrorCode::kMemory, std::to_string(size) + " bytes of memory", what, "none from the system");
+    throw expected(ErrorCode::kMemory, std::to_string(size) + " bytes of memory", what,
+                   "none from the system");
   }
   if (!mapped && contents == Contents::kZero) std::memset(data, 0, size);
   return std::shared_ptr<Storage>(new Storage(data, size, mapped ? held : 0, std::move(account)));

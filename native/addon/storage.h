@@ -15,8 +15,8 @@ struct MemoryAccount {
   std::atomic<int64_t> blocks{0};
 };
 
-// A block of memory, freed with its last reference: the ArrayBuffer over it holds one, each running operation that uses
-// it another. Aligned to 64 bytes; from 4 MiB on to 2 MiB, on huge pages where the system has them.
+// A block of memory, freed with its last reference: the ArrayBuffer over it holds one, each running operation
+// that uses it another. Aligned to 64 bytes; from 4 MiB on to 2 MiB, on huge pages where the system has them.
 class Storage {
  public:
   enum class Contents { kZero, kUndefined };

@@ -99,8 +99,9 @@ AddTerm read_spatial(Fields& term) {
 
 AddTerm read_window(Fields& term) {
   std::vector<WindowSegmentFields> segments;
-  term.each("segments",
-            [&](Fields& segment) { segments.push_back({GridFields(segment), segment.integer("size")}); });
+  term.each("segments", [&](Fields& segment) {
+    segments.push_back({GridFields(segment), segment.integer("size")});
+  });
   return [=, path = term.path()](Program* p) {
     std::vector<WindowSegmentSpec> specs;
     for (const auto& s : segments) specs.push_back({s.cells.spec(), s.size});
@@ -115,14 +116,15 @@ AddTerm read_denoising(Fields& term) {
 }
 
 AddTerm read_shifted_window(Fields& term) {
-  return [resolution = term.integers("resolution"), window = term.integers("window"), shift = term.integers("shift"),
-          value = term.number("value", kShiftedValue),
+  return [resolution = term.integers("resolution"), window = term.integers("window"),
+          shift = term.integers("shift"), value = term.number("value", kShiftedValue),
           path = term.path()](Program* p) { p->add_shifted_window(resolution, window, shift, value, path); };
 }
 
 AddTerm read_relative_position(Fields& term) {
-  return [window = term.integers("window"), table = term.tensor("table"), cls = term.boolean("clsToken", false),
-          path = term.path()](Program* p) { p->add_relative_position(window, *table, cls, path); };
+  return
+      [window = term.integers("window"), table = term.tensor("table"), cls = term.boolean("clsToken", false),
+       path = term.path()](Program* p) { p->add_relative_position(window, *table, cls, path); };
 }
 
 AddTerm read_low_rank(Fields& term) {

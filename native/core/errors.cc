@@ -24,7 +24,8 @@ const char* error_code_name(ErrorCode code) {
   return "ERR_VALUE";
 }
 
-Error expected(ErrorCode code, const std::string& what, const std::string& name, const std::string& received) {
+Error expected(ErrorCode code, const std::string& what, const std::string& name,
+               const std::string& received) {
   return Error(code, "expected " + what + " for " + name + " but received " + received);
 }
 

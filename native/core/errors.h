@@ -1,4 +1,5 @@
-// Errors of the native code: a code that TypeScript sees as AttentionBiasError.code, and the package's one sentence.
+// Errors of the native code: a code that TypeScript sees as AttentionBiasError.code, and the package's one
+// sentence.
 #pragma once
 
 #include <stdexcept>

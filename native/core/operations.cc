@@ -37,10 +37,10 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
   p.extent = {query.shape[0], query.shape[1], query.shape[2], key.shape[2]};
   p.head_dim = query.shape[3];
   p.value_dim = value.shape[3];
-  require(key, DType::kFloat32, {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.head_dim)},
-          "[B, H, K, D]");
-  require(value, DType::kFloat32, {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.value_dim)},
-          "[B, H, K, Dv]");
+  require(key, DType::kFloat32,
+          {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.head_dim)}, "[B, H, K, D]");
+  require(value, DType::kFloat32,
+          {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.value_dim)}, "[B, H, K, Dv]");
   require_extent(p.extent, "[B, H, Q, K]");
   if (p.head_dim > kMaxHeadDim) {
     throw expected(ErrorCode::kShape, "a head dim of at most " + std::to_string(kMaxHeadDim), query.name,
@@ -50,7 +50,8 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
     throw expected(ErrorCode::kShape, "a head dim of at most " + std::to_string(kMaxHeadDim), value.name,
                    to_string(value.shape));
   }
-  if (std::isinf(scale)) throw expected(ErrorCode::kValue, "a finite number", "scale", scale > 0 ? "Infinity" : "-Infinity");
+  if (std::isinf(scale))
+    throw expected(ErrorCode::kValue, "a finite number", "scale", scale > 0 ? "Infinity" : "-Infinity");
   p.scale = std::isnan(scale) ? 1 / std::sqrt(static_cast<double>(p.head_dim)) : scale;
   p.query = query.f32();
   p.key = key.f32();
@@ -78,9 +79,11 @@ RouterProblem router_problem(const TensorView& features, const TensorView& weigh
   return p;
 }
 
-ProjectProblem project_problem(const TensorView& reference_points, const std::vector<double>& point_cloud_range,
-                               const TensorView& lidar2img, const std::vector<int64_t>& image_shape,
-                               const std::vector<int64_t>& feature_shape, const std::vector<int64_t>& bev_shape) {
+ProjectProblem project_problem(const TensorView& reference_points,
+                               const std::vector<double>& point_cloud_range, const TensorView& lidar2img,
+                               const std::vector<int64_t>& image_shape,
+                               const std::vector<int64_t>& feature_shape,
+                               const std::vector<int64_t>& bev_shape) {
   require_rank(reference_points, 3, "[B, Q, 3]");
   require_rank(lidar2img, 4, "[B, V, 4, 4]");
   ProjectProblem p;

@@ -16,8 +16,8 @@ using AbortFlag = const std::atomic<bool>*;
 
 struct AttentionProblem {
   Extent extent;
-  int64_t head_dim = 0;        // D
-  int64_t value_dim = 0;       // Dv
+  int64_t head_dim = 0;          // D
+  int64_t value_dim = 0;         // Dv
   const float* query = nullptr;  // [B, H, Q, D]
   const float* key = nullptr;    // [B, H, K, D]
   const float* value = nullptr;  // [B, H, K, Dv]
@@ -27,8 +27,8 @@ struct AttentionProblem {
   const Program* bias = nullptr;
 };
 
-// Checks ranks, dtypes and sizes of query, key and value against each other, and fills all but out, lse and bias.
-// `scale` NaN means 1/sqrt(D); infinite is refused.
+// Checks ranks, dtypes and sizes of query, key and value against each other, and fills all but out, lse and
+// bias. `scale` NaN means 1/sqrt(D); infinite is refused.
 AttentionProblem attention_problem(const TensorView& query, const TensorView& key, const TensorView& value,
                                    double scale);
 
@@ -41,9 +41,9 @@ struct BiasProblem {
 Shape bias_shape(const Program& bias);
 
 struct RouterProblem {
-  int64_t rows = 0;      // B·Q
-  int64_t features = 0;  // E
-  int64_t outputs = 0;   // M
+  int64_t rows = 0;               // B·Q
+  int64_t features = 0;           // E
+  int64_t outputs = 0;            // M
   const float* input = nullptr;   // [B, Q, E]
   const float* weight = nullptr;  // [M, E]
   const float* bias = nullptr;    // [M]
@@ -62,9 +62,11 @@ struct ProjectProblem {
   float* camera_centers = nullptr;  // [B, Q, 3] (view, y, x)
 };
 
-ProjectProblem project_problem(const TensorView& reference_points, const std::vector<double>& point_cloud_range,
-                               const TensorView& lidar2img, const std::vector<int64_t>& image_shape,
-                               const std::vector<int64_t>& feature_shape, const std::vector<int64_t>& bev_shape);
+ProjectProblem project_problem(const TensorView& reference_points,
+                               const std::vector<double>& point_cloud_range, const TensorView& lidar2img,
+                               const std::vector<int64_t>& image_shape,
+                               const std::vector<int64_t>& feature_shape,
+                               const std::vector<int64_t>& bev_shape);
 
 // ERR_VALUE unless all reference points lie in [0, 1].
 void require_reference_points(const ProjectProblem& problem, const std::string& name);

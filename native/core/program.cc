@@ -22,7 +22,8 @@ float finite_number(double value, const std::string& name) {
 
 int64_t at_least(int64_t value, int64_t least, const std::string& name) {
   if (value < least) {
-    throw expected(ErrorCode::kValue, "an integer of at least " + std::to_string(least), name, std::to_string(value));
+    throw expected(ErrorCode::kValue, "an integer of at least " + std::to_string(least), name,
+                   std::to_string(value));
   }
   return value;
 }
@@ -39,7 +40,8 @@ void require_range(const TensorView& view, float low, float high, const char* wh
     if (!bad) continue;
     for (int64_t i = begin; i < end; ++i) {
       if (!(data[i] >= low && data[i] <= high)) {
-        throw expected(ErrorCode::kValue, what, view.name, number(data[i]) + " at element " + std::to_string(i));
+        throw expected(ErrorCode::kValue, what, view.name,
+                       number(data[i]) + " at element " + std::to_string(i));
       }
     }
   }
@@ -66,7 +68,8 @@ void require_segments(std::vector<KeyRange> ranges, int64_t keys, const std::str
                      "start " + std::to_string(r.start) + " and " + std::to_string(r.length) + " keys");
     }
   }
-  std::sort(ranges.begin(), ranges.end(), [](const KeyRange& a, const KeyRange& b) { return a.start < b.start; });
+  std::sort(ranges.begin(), ranges.end(),
+            [](const KeyRange& a, const KeyRange& b) { return a.start < b.start; });
   for (size_t i = 1; i < ranges.size(); ++i) {
     const KeyRange &a = ranges[i - 1], &b = ranges[i];
     if (a.start + a.length > b.start) {
@@ -77,22 +80,27 @@ void require_segments(std::vector<KeyRange> ranges, int64_t keys, const std::str
   }
 }
 
-int64_t align_offset(Align align, const Extent& e) { return align == Align::kBottomRight ? e.keys - e.queries : 0; }
+int64_t align_offset(Align align, const Extent& e) {
+  return align == Align::kBottomRight ? e.keys - e.queries : 0;
+}
 
 std::string list(const std::vector<int64_t>& values) { return to_string(values); }
 
 // A pair of positive integers that fit 32 bits.
-void require_pair(const std::vector<int64_t>& values, int64_t least, const char* letters, const std::string& name) {
+void require_pair(const std::vector<int64_t>& values, int64_t least, const char* letters,
+                  const std::string& name) {
   const bool good = values.size() == 2 && std::all_of(values.begin(), values.end(), [&](int64_t v) {
                       return v >= least && v < (int64_t{1} << 31);
                     });
   if (!good) {
-    throw expected(ErrorCode::kValue, std::string(letters) + ", integers of at least " + std::to_string(least), name,
+    throw expected(ErrorCode::kValue,
+                   std::string(letters) + ", integers of at least " + std::to_string(least), name,
                    list(values));
   }
 }
 
-// The grid of a segment, checked but for its place among the keys, which require_segments checks of key_range().
+// The grid of a segment, checked but for its place among the keys, which require_segments checks of
+// key_range().
 CellGrid cell_grid(const GridSpec& spec, const Extent& e, const std::string& path) {
   const size_t rank = spec.grid.size();
   const bool positive = std::all_of(spec.grid.begin(), spec.grid.end(),
@@ -120,7 +128,9 @@ KeyRange key_range(const GridSpec& spec, const std::string& path) {
   return {spec.start, element_count(spec.grid, path + ".grid"), path, "grid"};
 }
 
-std::string segment_path(const std::string& path, size_t i) { return path + ".segments[" + std::to_string(i) + "]"; }
+std::string segment_path(const std::string& path, size_t i) {
+  return path + ".segments[" + std::to_string(i) + "]";
+}
 
 template <class Segment, class Start>
 void sort_by_start(std::vector<Segment>* segments, Start start) {
@@ -144,7 +154,8 @@ int Program::term_count() const { return static_cast<int>(terms_.size()); }
 
 void Program::append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head) {
   if (terms_.size() == kMaxTerms) {
-    throw expected(ErrorCode::kTerm, "at most " + std::to_string(kMaxTerms) + " terms", "bias", "more, with " + path);
+    throw expected(ErrorCode::kTerm, "at most " + std::to_string(kMaxTerms) + " terms", "bias",
+                   "more, with " + path);
   }
   terms_.push_back(term);
   depends_on_batch_ |= depends_on_batch;
@@ -190,7 +201,8 @@ void Program::add_sliding_window(int64_t left, int64_t right, Align align, const
   append(term, path, false, false);
 }
 
-void Program::add_block_diagonal(const TensorView& query_ids, const TensorView& key_ids, const std::string& path) {
+void Program::add_block_diagonal(const TensorView& query_ids, const TensorView& key_ids,
+                                 const std::string& path) {
   require(query_ids, DType::kInt32, {dim(extent_.batch), dim(extent_.queries)}, "[B, Q]");
   require(key_ids, DType::kInt32, {dim(extent_.batch), dim(extent_.keys)}, "[B, K]");
   Term term = term_of(TermType::kBlockDiagonal);
@@ -223,7 +235,8 @@ void Program::add_modality(double strength, const std::vector<ModalitySegmentSpe
   append(term, path, true, false);
 }
 
-void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>& segments, const std::string& path) {
+void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>& segments,
+                          const std::string& path) {
   const Extent& e = extent_;
   const float checked_strength = finite_number(strength, path + ".strength");
   std::vector<KeyRange> ranges;
@@ -234,7 +247,8 @@ void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>
     const CellGrid grid = cell_grid(s.cells, e, at);
     ranges.push_back(key_range(s.cells, at));
     const float radius = finite_number(s.radius, at + ".radius");
-    if (!(radius > 0)) throw expected(ErrorCode::kValue, "a number above 0", at + ".radius", number(s.radius));
+    if (!(radius > 0))
+      throw expected(ErrorCode::kValue, "a number above 0", at + ".radius", number(s.radius));
     require(s.weights, DType::kFloat32, {dim(e.batch), dim(e.queries)}, "[B, Q]");
     require_finite(s.weights);
     resolved.push_back({grid, s.weights.f32(), radius});
@@ -258,7 +272,8 @@ void Program::add_window(const std::vector<WindowSegmentSpec>& segments, const s
     const CellGrid grid = cell_grid(s.cells, e, at);
     ranges.push_back(key_range(s.cells, at));
     if (s.size < 1 || s.size % 2 == 0 || s.size >= (int64_t{1} << 24)) {
-      throw expected(ErrorCode::kValue, "an odd integer from 1 to 2^24", at + ".size", std::to_string(s.size));
+      throw expected(ErrorCode::kValue, "an odd integer from 1 to 2^24", at + ".size",
+                     std::to_string(s.size));
     }
     resolved.push_back({grid, static_cast<int32_t>(s.size / 2)});
   }
@@ -271,7 +286,8 @@ void Program::add_window(const std::vector<WindowSegmentSpec>& segments, const s
   append(term, path, true, false);
 }
 
-void Program::add_denoising(int64_t groups, int64_t group_size, bool groups_see_matching, const std::string& path) {
+void Program::add_denoising(int64_t groups, int64_t group_size, bool groups_see_matching,
+                            const std::string& path) {
   const Extent& e = extent_;
   at_least(groups, 1, path + ".groups");
   at_least(group_size, 1, path + ".groupSize");
@@ -299,15 +315,17 @@ void Program::add_shifted_window(const std::vector<int64_t>& resolution, const s
                    list(resolution));
   }
   if (shift[0] >= window[0] || shift[1] >= window[1]) {
-    throw expected(ErrorCode::kValue, "a shift below the window " + list(window), path + ".shift", list(shift));
+    throw expected(ErrorCode::kValue, "a shift below the window " + list(window), path + ".shift",
+                   list(shift));
   }
   const int64_t windows_y = resolution[0] / window[0], windows_x = resolution[1] / window[1];
   if (e.queries != e.keys || e.keys != window[0] * window[1]) {
-    throw expected(ErrorCode::kShape, "Q = K = Mh·Mw = " + std::to_string(window[0] * window[1]), path + ".window",
-                   "Q " + std::to_string(e.queries) + " and K " + std::to_string(e.keys));
+    throw expected(ErrorCode::kShape, "Q = K = Mh·Mw = " + std::to_string(window[0] * window[1]),
+                   path + ".window", "Q " + std::to_string(e.queries) + " and K " + std::to_string(e.keys));
   }
   if (e.batch % (windows_y * windows_x) != 0) {
-    throw expected(ErrorCode::kShape, "a batch that is a multiple of the " + std::to_string(windows_y * windows_x) + " windows",
+    throw expected(ErrorCode::kShape,
+                   "a batch that is a multiple of the " + std::to_string(windows_y * windows_x) + " windows",
                    path + ".resolution", "B " + std::to_string(e.batch));
   }
   Term term = term_of(TermType::kShiftedWindow);
@@ -321,24 +339,24 @@ void Program::add_shifted_window(const std::vector<int64_t>& resolution, const s
   append(term, path, true, false);
 }
 
-void Program::add_relative_position(const std::vector<int64_t>& window, const TensorView& table, bool cls_token,
-                                    const std::string& path) {
+void Program::add_relative_position(const std::vector<int64_t>& window, const TensorView& table,
+                                    bool cls_token, const std::string& path) {
   const Extent& e = extent_;
   require_pair(window, 1, "[Mh, Mw]", path + ".window");
   // A window that matches Q fits 32 bits; so does its table of less than 4·Q rows only where Q is below 2^29.
   const int64_t tokens = window[0] * window[1] + (cls_token ? 1 : 0);
   if (e.queries != tokens || e.keys != tokens || tokens >= (int64_t{1} << 29)) {
-    throw expected(ErrorCode::kShape, "Q = K = Mh·Mw" + std::string(cls_token ? " + 1" : "") + " = " +
-                       std::to_string(tokens), path + ".window",
-                   "Q " + std::to_string(e.queries) + " and K " + std::to_string(e.keys));
+    throw expected(ErrorCode::kShape,
+                   "Q = K = Mh·Mw" + std::string(cls_token ? " + 1" : "") + " = " + std::to_string(tokens),
+                   path + ".window", "Q " + std::to_string(e.queries) + " and K " + std::to_string(e.keys));
   }
   const int64_t rows = (2 * window[0] - 1) * (2 * window[1] - 1) + (cls_token ? 3 : 0);
   require(table, DType::kFloat32, {dim(rows), dim(e.heads)},
           cls_token ? "[(2Mh-1)(2Mw-1)+3, H]" : "[(2Mh-1)(2Mw-1), H]");
   require_finite(table);
   Term term = term_of(TermType::kRelativePosition);
-  term.relative_position = {table.f32(), static_cast<int32_t>(window[0]), static_cast<int32_t>(window[1]), e.heads,
-                            cls_token};
+  term.relative_position = {table.f32(), static_cast<int32_t>(window[0]), static_cast<int32_t>(window[1]),
+                            e.heads, cls_token};
   append(term, path, false, true);
 }
 
@@ -350,13 +368,21 @@ void Program::add_low_rank(const TensorView& query_factors, const TensorView& ke
           "[1|B, 1|H, Q, R]");
   require(key_factors, DType::kFloat32, {one_or(e.batch), one_or(e.heads), dim(e.keys), dim(rank)},
           "[1|B, 1|H, K, R]");
-  if (rank >= (int64_t{1} << 31)) throw expected(ErrorCode::kShape, "a rank below 2^31", query_factors.name, to_string(query_factors.shape));
+  if (rank >= (int64_t{1} << 31))
+    throw expected(ErrorCode::kShape, "a rank below 2^31", query_factors.name,
+                   to_string(query_factors.shape));
   require_finite(query_factors);
   require_finite(key_factors);
   const BroadcastStrides q = broadcast_strides(query_factors.shape), k = broadcast_strides(key_factors.shape);
   Term term = term_of(TermType::kLowRank);
-  term.low_rank = {query_factors.f32(),        key_factors.f32(), q.batch, q.head, k.batch, k.head,
-                   static_cast<int32_t>(rank), finite_number(scale, path + ".scale")};
+  term.low_rank = {query_factors.f32(),
+                   key_factors.f32(),
+                   q.batch,
+                   q.head,
+                   k.batch,
+                   k.head,
+                   static_cast<int32_t>(rank),
+                   finite_number(scale, path + ".scale")};
   append(term, path, query_factors.shape[0] > 1 || key_factors.shape[0] > 1,
          query_factors.shape[1] > 1 || key_factors.shape[1] > 1);
 }

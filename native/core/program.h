@@ -1,6 +1,7 @@
-// A bias as a program: a list of terms, checked once and resolved to plain structs (terms.h) that kernels evaluate.
-// Each add_* checks everything that CONTRACT section 2 asks of its term and throws Error naming the field by `path`
-// (such as bias[2]) and the tensors by their own names. Tensors are not copied: they must outlive the program.
+// A bias as a program: a list of terms, checked once and resolved to plain structs (terms.h) that kernels
+// evaluate. Each add_* checks everything that CONTRACT section 2 asks of its term and throws Error naming the
+// field by `path` (such as bias[2]) and the tensors by their own names. Tensors are not copied: they must
+// outlive the program.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +53,8 @@ class Program {
   void add_causal(Align align, const std::string& path);
   void add_sliding_window(int64_t left, int64_t right, Align align, const std::string& path);
   void add_block_diagonal(const TensorView& query_ids, const TensorView& key_ids, const std::string& path);
-  void add_modality(double strength, const std::vector<ModalitySegmentSpec>& segments, const std::string& path);
+  void add_modality(double strength, const std::vector<ModalitySegmentSpec>& segments,
+                    const std::string& path);
   void add_spatial(double strength, const std::vector<SpatialSegmentSpec>& segments, const std::string& path);
   void add_window(const std::vector<WindowSegmentSpec>& segments, const std::string& path);
   void add_denoising(int64_t groups, int64_t group_size, bool groups_see_matching, const std::string& path);

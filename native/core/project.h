@@ -1,5 +1,6 @@
-// Projection of reference points to cells of the bird's-eye view and of the cameras (CONTRACT.md section 3, `project`):
-// CMT's and MoME's reference points, lidar2img as in mmdetection3d. In float64, so that a cell is the exact one.
+// Projection of reference points to cells of the bird's-eye view and of the cameras (CONTRACT.md section 3,
+// `project`): CMT's and MoME's reference points, lidar2img as in mmdetection3d. In float64, so that a cell is
+// the exact one.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,14 @@
 namespace attention_bias {
 
 struct ProjectGeometry {
-  double low[3], size[3];              // of the point cloud range, metres
-  double image_height, image_width;    // pixels
+  double low[3], size[3];                                       // of the point cloud range, metres
+  double image_height, image_width;                             // pixels
   double feature_height, feature_width, bev_height, bev_width;  // cells
   int64_t views;
 };
 
-// One reference point [3] in [0, 1] with the matrices [V, 4, 4] of its batch row. Writes bev (y, x) and camera
-// (view, y, x): cells as floats, not clamped; the first view that sees the point, or (−1, −1, −1).
+// One reference point [3] in [0, 1] with the matrices [V, 4, 4] of its batch row. Writes bev (y, x) and
+// camera (view, y, x): cells as floats, not clamped; the first view that sees the point, or (−1, −1, −1).
 AB_HD void project_point(const ProjectGeometry& g, const float* point, const float* lidar2img, float* bev,
                          float* camera) {
   bev[0] = static_cast<float>(__builtin_floor(static_cast<double>(point[1]) * g.bev_height));

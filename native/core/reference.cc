@@ -52,7 +52,8 @@ void reference_attention(const AttentionProblem& p, double* out, double* lse) {
           if (!visible[k]) continue;
           seen = true;
           double dot = 0;
-          for (int64_t d = 0; d < p.head_dim; ++d) dot += static_cast<double>(query[d]) * key[k * p.head_dim + d];
+          for (int64_t d = 0; d < p.head_dim; ++d)
+            dot += static_cast<double>(query[d]) * key[k * p.head_dim + d];
           scores[k] = p.scale * dot + bias;
           if (!(scores[k] <= greatest)) greatest = scores[k];  // NaN wins
         }

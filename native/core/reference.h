@@ -1,4 +1,5 @@
-// The slow float64 evaluation of the contract, for tests and self-tests: one pass a row, nothing tiled, nothing clever.
+// The slow float64 evaluation of the contract, for tests and self-tests: one pass a row, nothing tiled,
+// nothing clever.
 #pragma once
 
 #include "core/operations.h"

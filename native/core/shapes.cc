@@ -80,7 +80,8 @@ void require_extent(const Extent& e, const std::string& name) {
 
 BroadcastStrides broadcast_strides(const Shape& shape) {
   const int64_t key = 1, query = shape[3], head = query * shape[2], batch = head * shape[1];
-  return {shape[0] == 1 ? 0 : batch, shape[1] == 1 ? 0 : head, shape[2] == 1 ? 0 : query, shape[3] == 1 ? 0 : key};
+  return {shape[0] == 1 ? 0 : batch, shape[1] == 1 ? 0 : head, shape[2] == 1 ? 0 : query,
+          shape[3] == 1 ? 0 : key};
 }
 
 }  // namespace attention_bias

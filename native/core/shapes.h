@@ -1,4 +1,5 @@
-// Checked sizes: element types, shapes, views of memory that somebody else owns, and 64-bit products that can't wrap.
+// Checked sizes: element types, shapes, views of memory that somebody else owns, and 64-bit products that
+// can't wrap.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +20,8 @@ using Shape = std::vector<int64_t>;
 
 std::string to_string(const Shape& shape);  // "[2, 8, 900, 32]"
 
-// A dense row-major tensor in memory that somebody else owns and keeps alive. `name` is what errors call it: the
-// field's path, such as bias[0].segments[1].weights.
+// A dense row-major tensor in memory that somebody else owns and keeps alive. `name` is what errors call it:
+// the field's path, such as bias[0].segments[1].weights.
 struct TensorView {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
@@ -32,7 +33,8 @@ struct TensorView {
   const uint8_t* u8() const { return static_cast<const uint8_t*>(data); }
 };
 
-// Number of elements. ERR_SHAPE where a dimension is below 1 or the product passes 2^53 (what JavaScript can count).
+// Number of elements. ERR_SHAPE where a dimension is below 1 or the product passes 2^53 (what JavaScript can
+// count).
 int64_t element_count(const Shape& shape, const std::string& name);
 
 // A pattern's dimension is a number, or one of two with broadcast: dim(4) or one_or(4).
@@ -43,7 +45,8 @@ struct Dim {
 inline Dim dim(int64_t size) { return {size, false}; }
 inline Dim one_or(int64_t size) { return {size, true}; }
 
-// ERR_DTYPE, or ERR_SHAPE unless `view` has that dtype and shape. `letters` names the dimensions, as in "[B, H, Q, D]".
+// ERR_DTYPE, or ERR_SHAPE unless `view` has that dtype and shape. `letters` names the dimensions, as in "[B,
+// H, Q, D]".
 void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
 
 // The sizes that a bias spans. All at least 1; queries and keys below 2^31.

@@ -16,8 +16,8 @@ struct SoftmaxState {
   bool seen;
 };
 
-// A query that sees no key has out 0 and lse −∞. One that sees keys, all of score −∞, has sum 0 and is NaN, as is one
-// with a score of +∞ or NaN.
+// A query that sees no key has out 0 and lse −∞. One that sees keys, all of score −∞, has sum 0 and is NaN,
+// as is one with a score of +∞ or NaN.
 AB_HD float output_scale(const SoftmaxState& s) {
   if (!s.seen) return 0.0f;
   return s.sum == 0.0f ? __builtin_nanf("") : 1.0f / s.sum;

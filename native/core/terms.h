@@ -2,19 +2,19 @@
 //
 // A term is a plain struct with three functions:
 //
-//   column(b, h, k)   what the term knows of one key (of one batch row and head); the divisions are here
-//   value<Real>(column, q)   the term's value for one query of that column; −∞ hides the pair
-//   tile_class(tile)  a closed-form bound on a tile of scores, so that kernels skip what need not be evaluated
+//   column(b, h, k)         what the term knows of one key (of one batch row and head); divisions are here
+//   value<Real>(column, q)  the term's value for one query of that column; −∞ hides the pair
+//   tile_class(tile)        a closed-form bound on a tile, so that kernels skip what need not be evaluated
 //
-// and two facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all queries but those
-// near the key, of which near(tile, q, f) tells: kernels then evaluate only those.
+// and two facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all queries
+// but those near the key, of which near(tile, q, f) tells: kernels then evaluate only those.
 //
 // A tile class is a promise: kHidden, every pair of the tile is hidden; kZero, the value is 0 for every pair;
-// kRowConstant, a query's value is the same for all keys of the tile, so value(column(k0), q) serves for the row (−∞
-// allowed); kMixed promises nothing and is always right.
+// kRowConstant, a query's value is the same for all keys of the tile, so value(column(k0), q) serves for the
+// row (−∞ allowed); kMixed promises nothing and is always right.
 //
-// A new term is one struct here, listed in AB_TERMS. Nothing here may be emitted out of line (annotations.h), so there is
-// no standard library beyond builtins.
+// A new term is one struct here, listed in AB_TERMS. Nothing here may be emitted out of line (annotations.h),
+// so there is no standard library beyond builtins.
 #pragma once
 
 #include <cstdint>
@@ -57,12 +57,14 @@ struct DenseTerm {
   AB_HD Real value(Column column, int32_t q) const {
     return static_cast<Real>(column[q * query_stride]);
   }
-  AB_HD TileClass tile_class(const Tile&) const { return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed; }
+  AB_HD TileClass tile_class(const Tile&) const {
+    return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed;
+  }
 };
 
 // Counts non-zero bytes of one tile of a byte tensor, each distinct entry once, and classes the tile by them.
-AB_HD TileClass byte_tile_class(const uint8_t* first, int64_t query_stride, int64_t key_stride, const Tile& tile,
-                                bool nonzero_is_visible) {
+AB_HD TileClass byte_tile_class(const uint8_t* first, int64_t query_stride, int64_t key_stride,
+                                const Tile& tile, bool nonzero_is_visible) {
   const int32_t rows = query_stride == 0 ? 1 : tile.q1 - tile.q0;
   const int32_t columns = key_stride == 0 ? 1 : tile.k1 - tile.k0;
   bool any = false, all = true;
@@ -174,7 +176,9 @@ struct SlidingWindowTerm {
   static constexpr bool kHides = true, kLocal = false;
 
   using Column = QueryRange;
-  AB_HD Column column(int64_t, int64_t, int32_t k) const { return {k - offset - right, k - offset + left + 1}; }
+  AB_HD Column column(int64_t, int64_t, int32_t k) const {
+    return {k - offset - right, k - offset + left + 1};
+  }
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     return column.value<Real>(q);
@@ -185,8 +189,9 @@ struct SlidingWindowTerm {
   }
 };
 
-// DN-DETR: the first `denoising` = groups·group_size tokens are denoising groups, the rest are matching tokens. A
-// group's keys are visible to that group; matching keys to matching queries, and to groups if groups_see_matching.
+// DN-DETR: the first `denoising` = groups·group_size tokens are denoising groups, the rest are matching
+// tokens. A group's keys are visible to that group; matching keys to matching queries, and to groups if
+// groups_see_matching.
 struct DenoisingTerm {
   int64_t group_size, denoising, queries;
   bool groups_see_matching;
@@ -204,8 +209,8 @@ struct DenoisingTerm {
     return column.value<Real>(q);
   }
   AB_HD TileClass tile_class(const Tile& t) const {
-    // Ranges only differ between the tile's first key, its last denoising key and its last key; groups have no query in
-    // common.
+    // Ranges only differ between the tile's first key, its last denoising key and its last key; groups have
+    // no query in common.
     QueryRange all = column(t.b, t.h, t.k0), any = all;
     const int32_t last_denoising = t.k1 - 1 < denoising ? t.k1 - 1 : static_cast<int32_t>(denoising) - 1;
     const int32_t ends[2] = {max_i32(last_denoising, t.k0), t.k1 - 1};
@@ -244,12 +249,14 @@ struct ModalityTerm {
   }
   template <class Real>
   AB_HD Real value(Column weights, int32_t q) const {
-    return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength) : Real(0);
+    return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength)
+                   : Real(0);
   }
   AB_HD TileClass tile_class(const Tile& t) const {
     for (int32_t i = 0; i < count; ++i) {
       if (t.k1 <= segments[i].start || t.k0 >= segments[i].end) continue;
-      return t.k0 >= segments[i].start && t.k1 <= segments[i].end ? TileClass::kRowConstant : TileClass::kMixed;
+      return t.k0 >= segments[i].start && t.k1 <= segments[i].end ? TileClass::kRowConstant
+                                                                  : TileClass::kMixed;
     }
     return TileClass::kZero;
   }
@@ -324,7 +331,8 @@ AB_HD void runs_of(const CellGrid& grid, const CellBox& box, const Tile& t, F&& 
   const int32_t origin = grid.start + box.view * grid.height * grid.width;  // the view's first key
   const int32_t begin = max_i32(t.k0, origin);
   int32_t row = box.y0;
-  if (begin - origin > row * grid.width + box.x1) row = (begin - origin - box.x1 + grid.width - 1) / grid.width;
+  if (begin - origin > row * grid.width + box.x1)
+    row = (begin - origin - box.x1 + grid.width - 1) / grid.width;
   for (; row <= box.y1; ++row) {
     const int32_t first = origin + row * grid.width;
     if (first + box.x0 >= t.k1) return;
@@ -387,7 +395,8 @@ struct SpatialTerm {
   AB_HD float outside(int32_t) const { return 0.0f; }
   AB_HD TileClass tile_class(const Tile& t) const {
     bool touched = false;
-    for (int32_t q = t.q0; q < t.q1 && !touched; ++q) near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
+    for (int32_t q = t.q0; q < t.q1 && !touched; ++q)
+      near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
     return touched ? TileClass::kMixed : TileClass::kZero;
   }
 
@@ -457,7 +466,8 @@ struct WindowTerm {
     if (covered == 0) return TileClass::kZero;
     if (covered != t.k1 - t.k0) return TileClass::kMixed;
     bool touched = false;
-    for (int32_t q = t.q0; q < t.q1 && !touched; ++q) near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
+    for (int32_t q = t.q0; q < t.q1 && !touched; ++q)
+      near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
     return touched ? TileClass::kMixed : TileClass::kHidden;
   }
 };
@@ -465,12 +475,13 @@ struct WindowTerm {
 // ---------------------------------------------------------------------------------------------------------------
 // Positions of tokens
 
-// Swin: batch row b is window b mod windows_y·windows_x of the shifted map. Only the last row and column of windows hold
-// tokens of two regions; there the last `shift` rows (columns) came round from the other side.
+// Swin: batch row b is window b mod windows_y·windows_x of the shifted map. Only the last row and column of
+// windows hold tokens of two regions; there the last `shift` rows (columns) came round from the other side.
 struct ShiftedWindowTerm {
   int32_t windows_y, windows_x;
-  int32_t height, width;           // of a window
-  int32_t wrapped_y, wrapped_x;    // first row and column of a window that came round: height − shift, or height for no shift
+  int32_t height, width;  // of a window
+  // First row and column of a window that came round: height − shift, or height for no shift.
+  int32_t wrapped_y, wrapped_x;
   float masked;
 
   static constexpr bool kHides = false, kLocal = false;
@@ -499,8 +510,8 @@ struct ShiftedWindowTerm {
   }
 };
 
-// table[index, h]; index (yq − yk + height − 1)·(2·width − 1) + xq − xk + width − 1. With a class token (token 0) the
-// last three rows are cls→token, token→cls, cls→cls.
+// table[index, h]; index (yq − yk + height − 1)·(2·width − 1) + xq − xk + width − 1. With a class token
+// (token 0) the last three rows are cls→token, token→cls, cls→cls.
 struct RelativePositionTerm {
   const float* table;
   int32_t height, width;
@@ -561,7 +572,9 @@ struct LowRankTerm {
     for (int32_t r = 0; r < rank; ++r) sum += static_cast<Real>(row[r]) * static_cast<Real>(c.key_factors[r]);
     return sum * static_cast<Real>(scale);
   }
-  AB_HD TileClass tile_class(const Tile&) const { return scale == 0.0f ? TileClass::kZero : TileClass::kMixed; }
+  AB_HD TileClass tile_class(const Tile&) const {
+    return scale == 0.0f ? TileClass::kZero : TileClass::kMixed;
+  }
 };
 
 // −slopes[h]·|q + offset − k|, offset = K − Q
@@ -589,19 +602,19 @@ struct AlibiTerm {
 // ---------------------------------------------------------------------------------------------------------------
 
 // The one list of terms: enumerator, struct, member.
-#define AB_TERMS(X)                                       \
-  X(kDense, DenseTerm, dense)                             \
-  X(kMask, MaskTerm, mask)                                \
-  X(kPadding, PaddingTerm, padding)                       \
-  X(kBlockDiagonal, BlockDiagonalTerm, block_diagonal)    \
-  X(kSlidingWindow, SlidingWindowTerm, sliding_window)    \
-  X(kDenoising, DenoisingTerm, denoising)                 \
-  X(kModality, ModalityTerm, modality)                    \
-  X(kSpatial, SpatialTerm, spatial)                       \
-  X(kWindow, WindowTerm, window)                          \
-  X(kShiftedWindow, ShiftedWindowTerm, shifted_window)    \
+#define AB_TERMS(X)                                             \
+  X(kDense, DenseTerm, dense)                                   \
+  X(kMask, MaskTerm, mask)                                      \
+  X(kPadding, PaddingTerm, padding)                             \
+  X(kBlockDiagonal, BlockDiagonalTerm, block_diagonal)          \
+  X(kSlidingWindow, SlidingWindowTerm, sliding_window)          \
+  X(kDenoising, DenoisingTerm, denoising)                       \
+  X(kModality, ModalityTerm, modality)                          \
+  X(kSpatial, SpatialTerm, spatial)                             \
+  X(kWindow, WindowTerm, window)                                \
+  X(kShiftedWindow, ShiftedWindowTerm, shifted_window)          \
   X(kRelativePosition, RelativePositionTerm, relative_position) \
-  X(kLowRank, LowRankTerm, low_rank)                      \
+  X(kLowRank, LowRankTerm, low_rank)                            \
   X(kAlibi, AlibiTerm, alibi)
 
 enum class TermType : uint8_t {

@@ -1,20 +1,22 @@
 // Biased attention forward for one piece of queries and keys, compiled once an instruction set.
 //
-// Lanes are queries. A block of 3 vectors of queries (48 with AVX-512, 24 with AVX2, 12 with 4 lanes) is packed once as
-// [d][query] with the scale folded in; keys and values are read where they lie, a scalar at a time, broadcast. Per tile
-// of 64 keys:
+// Lanes are queries. A block of 3 vectors of queries (48 with AVX-512, 24 with AVX2, 12 with 4 lanes) is
+// packed once as [d][query] with the scale folded in; keys and values are read where they lie, a scalar at a
+// time, broadcast. Per tile of 64 keys:
 //
-//   scores   8 (4 with 16 registers) keys × 3 vectors of accumulators over d, starting at the bias: a row-constant
-//            bias costs no instruction a score. Kept in L1: 64 × 48 floats are 12 KB.
-//   softmax  one exp a score, in registers. The base is a lazy maximum: it moves only when a score passes it by kSlack.
-//   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the running output.
-//            Two-level sums: adding key by key into the running output loses accuracy in a long row.
+//   scores   8 (4 with 16 registers) keys × 3 vectors of accumulators over d, starting at the bias, so a
+//            row-constant bias costs no instruction a score. Kept in L1: 64 × 48 floats are 12 KB.
+//   softmax  one exp a score, in registers. The base is a lazy maximum: it moves only when a score passes
+//            it by kSlack.
+//   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the running
+//            output. Two-level sums: adding key by key into the running output loses accuracy in a long row.
 //
-// Blocks of keys that fit L2 are the outer loop and blocks of queries the inner, so that keys and values come from memory
-// once. Order in a score: scale (in the packed query), dot product, bias, masks, as in CONTRACT.md.
+// Blocks of keys that fit L2 are the outer loop and blocks of queries the inner, so that keys and values come
+// from memory once. Order in a score: scale (in the packed query), dot product, bias, masks, as in
+// CONTRACT.md.
 //
-// Work per score at head dim 32: 32 + 32 FMAs and about 13 operations for exp and maximum, so 83 % of the vector
-// operations are the two products.
+// Work per score at head dim 32: 32 + 32 FMAs and about 13 operations for exp and maximum, so 83 % of the
+// vector operations are the two products.
 #include <cstdint>
 #include <type_traits>
 
@@ -60,25 +62,25 @@ struct Work {
   const AttentionTask* task;
   const AttentionProblem* problem;
   const Term* terms;
-  uint64_t element_terms;   // all but lowRank
+  uint64_t element_terms;  // all but lowRank
   uint64_t low_rank_terms;
   uint64_t patch_terms;  // local and additive: added to the scores, without a tile of biases
   int32_t packed_dims;
   int32_t panel_count;
-  const float* key;    // of this batch row and head
+  const float* key;  // of this batch row and head
   const float* value;
   float* scores;     // [kTileKeys][kQueries]: scores, then probabilities
   float* tile_bias;  // [kTileKeys][kQueries]
   float* local;      // [kTileKeys][kQueries]: a local mask being built
 };
 
-// ---- scores -------------------------------------------------------------------------------------------------------
+// ---- scores ----------------------------------------------------------------------------------------------
 
-// NR keys' scores for NV vectors of queries, from row constants; with kBias the tile's bias is read from memory instead,
-// and hidden pairs become −∞ whatever their product is.
+// NR keys' scores for NV vectors of queries, from row constants; with kBias the tile's bias is read from
+// memory instead, and hidden pairs become −∞ whatever their product is.
 template <int NR, int NV, bool kBias>
-AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row, const float* bias,
-                          float* scores, Vec* greatest) {
+AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
+                          const float* bias, float* scores, Vec* greatest) {
   Vec sum[NR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < NR; ++r) {
@@ -117,7 +119,8 @@ AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, con
 
 // Scores of `count` ≤ kTileKeys keys; greatest[v] is the greatest of each query that is not NaN, or −∞.
 template <int NV, bool kBias>
-AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row, Vec* greatest) {
+AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
+                          Vec* greatest) {
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
   int k = 0;
@@ -126,12 +129,12 @@ AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int c
                                  w.scores + k * kQueries, greatest);
   }
   for (; k < count; ++k) {
-    score_rows<1, NV, kBias>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries, w.scores + k * kQueries,
-                             greatest);
+    score_rows<1, NV, kBias>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries,
+                             w.scores + k * kQueries, greatest);
   }
 }
 
-// ---- softmax ------------------------------------------------------------------------------------------------------
+// ---- softmax ---------------------------------------------------------------------------------------------
 
 // Scores to probabilities exp(score − base), added up in sum.
 template <int NV>
@@ -174,9 +177,10 @@ AB_INLINE void move_base(const Block& block, int32_t value_dim, const Vec* great
   }
 }
 
-// ---- output -------------------------------------------------------------------------------------------------------
+// ---- output ----------------------------------------------------------------------------------------------
 
-// ND value dims from `value`. With kCareful a hidden pair is left out even where its value is NaN or infinite.
+// ND value dims from `value`. With kCareful a hidden pair is left out even where its value is NaN or
+// infinite.
 template <int ND, int NV, bool kCareful>
 AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, int count, const float* value,
                            int64_t value_stride, float* output) {
@@ -220,14 +224,16 @@ AB_INLINE void output_tile(const Work& w, const Block& block, int64_t key, int c
   const float* value = w.value + key * value_dim;
   int32_t d = 0;
   for (; d + kRows <= value_dim; d += kRows) {
-    output_rows<kRows, NV, kCareful>(w.scores, w.tile_bias, count, value + d, value_dim, block.output + d * kQueries);
+    output_rows<kRows, NV, kCareful>(w.scores, w.tile_bias, count, value + d, value_dim,
+                                     block.output + d * kQueries);
   }
   for (; d < value_dim; ++d) {
-    output_rows<1, NV, kCareful>(w.scores, w.tile_bias, count, value + d, value_dim, block.output + d * kQueries);
+    output_rows<1, NV, kCareful>(w.scores, w.tile_bias, count, value + d, value_dim,
+                                 block.output + d * kQueries);
   }
 }
 
-// ---- bias ---------------------------------------------------------------------------------------------------------
+// ---- bias ------------------------------------------------------------------------------------------------
 
 // Adds the terms' value at key k0 for each query: what a tile's row-constant terms come to.
 AB_INLINE void add_row_constants(const Term* terms, uint64_t which, const Tile& tile, float* row) {
@@ -239,8 +245,8 @@ AB_INLINE void add_row_constants(const Term* terms, uint64_t which, const Tile& 
   }
 }
 
-// Adds a local term's values to a tile [key][query] of biases or scores, where it is not 0. `greatest`, unless null, is
-// raised to the greatest element touched, for each query.
+// Adds a local term's values to a tile [key][query] of biases or scores, where it is not 0. `greatest`,
+// unless null, is raised to the greatest element touched, for each query.
 template <class T>
 AB_INLINE void add_near(const T& term, const Tile& tile, float* at, float* greatest) {
   for (int32_t q = tile.q0; q < tile.q1; ++q) {
@@ -285,7 +291,8 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
         for (int32_t k = 0; k < count; ++k) {
           const auto column = term.column(tile.b, tile.h, tile.k0 + k);
           float* at = w.tile_bias + k * kQueries;
-          for (int32_t q = tile.q0; q < tile.q1; ++q) at[q - tile.q0] += term.template value<float>(column, q);
+          for (int32_t q = tile.q0; q < tile.q1; ++q)
+            at[q - tile.q0] += term.template value<float>(column, q);
         }
       }
     });
@@ -298,7 +305,7 @@ AB_INLINE bool any_hidden(const float* row, int32_t count) {
   return any;
 }
 
-// ---- one block of queries over one block of keys --------------------------------------------------------------------
+// ---- one block of queries over one block of keys ---------------------------------------------------------
 
 template <int NV>
 void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greatest) {
@@ -314,7 +321,8 @@ void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greate
 }
 
 template <int NV, bool kBias, bool kCareful>
-void attend_tile(const Work& w, Block& block, const Panel* panels, const Tile& tile, const float* row, uint64_t patches) {
+void attend_tile(const Work& w, Block& block, const Panel* panels, const Tile& tile, const float* row,
+                 uint64_t patches) {
   const int count = tile.k1 - tile.k0;
   Vec constants[NV], base[NV], greatest[NV], sum[NV];
   bool passed = false;
@@ -370,12 +378,13 @@ void attend_keys(const Work& w, Block& block, const Panel* panels, const Tile& k
   }
 }
 
-// ---- a piece --------------------------------------------------------------------------------------------------------
+// ---- a piece ---------------------------------------------------------------------------------------------
 
 // [d][query] from rows of queries, times scale; lanes past the last query are 0.
 void pack(const float* rows, int32_t count, int32_t dims, float scale, float* packed) {
   for (int32_t d = 0; d < dims; ++d) {
-    for (int32_t q = 0; q < count; ++q) packed[d * kQueries + q] = rows[static_cast<int64_t>(q) * dims + d] * scale;
+    for (int32_t q = 0; q < count; ++q)
+      packed[d * kQueries + q] = rows[static_cast<int64_t>(q) * dims + d] * scale;
     for (int32_t q = count; q < kQueries; ++q) packed[d * kQueries + q] = 0.0f;
   }
 }
@@ -445,7 +454,8 @@ bool any_nan(const Block& block, int32_t count, int32_t value_dim) {
   bool any = false;
   for (int32_t q = 0; q < count; ++q) any |= block.sum[q] != block.sum[q];
   for (int32_t d = 0; d < value_dim; ++d) {
-    for (int32_t q = 0; q < count; ++q) any |= block.output[d * kQueries + q] != block.output[d * kQueries + q];
+    for (int32_t q = 0; q < count; ++q)
+      any |= block.output[d * kQueries + q] != block.output[d * kQueries + q];
   }
   return any;
 }
@@ -532,7 +542,8 @@ bool attention(const AttentionTask& t) {
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
     const int32_t q1 = min_i32(q0 + kQueries, t.q1);
     Block block = block_at(q0);
-    // A hidden key's NaN or infinite value times its probability 0 is NaN too: once more, leaving hidden pairs out.
+    // A hidden key's NaN or infinite value times its probability 0 is NaN too: once more, leaving hidden
+    // pairs out.
     if (w.element_terms != 0 && any_nan(block, q1 - q0, value_dim)) {
       reset(block, value_dim);
       for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {

@@ -64,8 +64,8 @@ Isa choose(const std::string& name) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How an attention is cut into pieces: runs of queries of every batch row and head, times runs of keys. By the shape and
-// the number of threads only, so that the same call gives the same bits.
+// How an attention is cut into pieces: runs of queries of every batch row and head, times runs of keys. By
+// the shape and the number of threads only, so that the same call gives the same bits.
 struct Pieces {
   int64_t query_run, query_runs, key_run, key_runs;
 };
@@ -95,8 +95,8 @@ Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
 }
 
 // Joins the partial results of one query: unnormalised outputs `stride` floats apart, and their states.
-void merge(const float* partial, const SoftmaxState* states, int64_t stride, int64_t state_stride, int64_t parts,
-           int64_t value_dim, float* out, float* lse) {
+void merge(const float* partial, const SoftmaxState* states, int64_t stride, int64_t state_stride,
+           int64_t parts, int64_t value_dim, float* out, float* lse) {
   SoftmaxState joined = {0.0f, 0.0f, false};
   bool any = false;
   for (int64_t i = 0; i < parts; ++i) {
@@ -218,8 +218,8 @@ void Backend::attention(const AttentionProblem& p, AbortFlag abort) {
   constexpr int64_t kRows = 64;
   s.run(ceil_div(all_rows, kRows), abort, [&](int64_t item, int) {
     for (int64_t row = item * kRows; row < std::min(all_rows, (item + 1) * kRows); ++row) {
-      merge(partial + row * p.value_dim, states + row, all_rows * p.value_dim, all_rows, c.key_runs, p.value_dim,
-            p.out + row * p.value_dim, p.lse + row);
+      merge(partial + row * p.value_dim, states + row, all_rows * p.value_dim, all_rows, c.key_runs,
+            p.value_dim, p.out + row * p.value_dim, p.lse + row);
     }
   });
 }

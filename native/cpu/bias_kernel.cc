@@ -1,6 +1,6 @@
-// Bias generation and mask fusion in one pass over the output, compiled once an instruction set. A row is cut into
-// chunks; a chunk in which every term is constant is filled, and only the rest is evaluated element by element. It
-// writes 4 bytes an element and reads little, so memory bandwidth is its bound.
+// Bias generation and mask fusion in one pass over the output, compiled once an instruction set. A row is cut
+// into chunks; a chunk in which every term is constant is filled, and only the rest is evaluated element by
+// element. It writes 4 bytes an element and reads little, so memory bandwidth is its bound.
 #include <cstdint>
 
 #include "core/terms.h"
@@ -53,7 +53,8 @@ void write_row(const Term* terms, uint64_t open, float constant, const Tile& til
       write_row(terms, plan.mixed, sum, part, kPart, at);
     } else {
       fill(at, count, sum);
-      for (uint64_t left = plan.mixed; left != 0; left &= left - 1) add_elements(terms[__builtin_ctzll(left)], part, at);
+      for (uint64_t left = plan.mixed; left != 0; left &= left - 1)
+        add_elements(terms[__builtin_ctzll(left)], part, at);
     }
   }
 }

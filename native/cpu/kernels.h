@@ -1,4 +1,5 @@
-// What the per-instruction-set kernels offer to the backend: one table an instruction set, each of the same functions.
+// What the per-instruction-set kernels offer to the backend: one table an instruction set, each of the same
+// functions.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ struct AttentionTask {
   int32_t q0, q1, k0, k1;
   float* scratch;  // 64-byte aligned, attention_scratch_floats() long
   AbortFlag abort;
-  // Where to write the rows [q1 − q0]. With `partial` null the piece is whole: out is normalised and lse is written.
-  // Otherwise out is left unnormalised, by the states written to partial.
+  // Where to write the rows [q1 − q0]. With `partial` null the piece is whole: out is normalised and lse is
+  // written. Otherwise out is left unnormalised, by the states written to partial.
   float* out;
   float* lse;
   SoftmaxState* partial;
@@ -36,8 +37,8 @@ struct Kernels {
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
 };
 
-// The instruction sets that are compiled into this binary. Each namespace is defined by attention_kernel.cc and
-// bias_kernel.cc, compiled once for it.
+// The instruction sets that are compiled into this binary. Each namespace is defined by attention_kernel.cc
+// and bias_kernel.cc, compiled once for it.
 #if defined(AB_ISAS_X86_64)
 #define AB_FOR_EACH_ISA(X) X(x86_64_v2) X(x86_64_v3) X(x86_64_v4)
 #elif defined(__aarch64__)
@@ -46,12 +47,12 @@ struct Kernels {
 #define AB_FOR_EACH_ISA(X) X(generic)
 #endif
 
-#define AB_DECLARE_KERNELS(isa)                                                          \
-  namespace isa {                                                                        \
-  int32_t query_block();                                                                 \
-  int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries);    \
-  bool attention(const AttentionTask& task);                                             \
-  void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);                \
+#define AB_DECLARE_KERNELS(isa)                                                       \
+  namespace isa {                                                                     \
+  int32_t query_block();                                                              \
+  int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries); \
+  bool attention(const AttentionTask& task);                                          \
+  void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

@@ -19,7 +19,9 @@ class Scratch {
       data_.reset();
       count_ = 0;
       void* data = ::operator new(static_cast<size_t>(count) * sizeof(float), kAlignment, std::nothrow);
-      if (!data) throw Error(ErrorCode::kMemory, "could not allocate " + std::to_string(count * 4) + " bytes of scratch");
+      if (!data)
+        throw Error(ErrorCode::kMemory,
+                    "could not allocate " + std::to_string(count * 4) + " bytes of scratch");
       data_.reset(static_cast<float*>(data));
       count_ = count;
     }

@@ -1,6 +1,7 @@
-// One vector of float32 at the width that the compiler was told of (x86-64-v2: 4 lanes, v3: 8, v4: 16; arm64: 4), for
-// the kernels that are compiled once an instruction set. GCC's and Clang's vector extensions do arithmetic and choice; the
-// few operations that they spell badly are intrinsics. Everything is internal to the including file.
+// One vector of float32 at the width that the compiler was told of (x86-64-v2: 4 lanes, v3: 8, v4: 16; arm64:
+// 4), for the kernels that are compiled once an instruction set. GCC's and Clang's vector extensions do
+// arithmetic and choice; the few operations that they spell badly are intrinsics. Everything is internal to
+// the including file.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +83,8 @@ AB_INLINE Vec exp_vec(Vec x) {
   const Vec power = (Vec)(((VecInt)shifted + 127) << 23);
   const Vec result = p * power;
 #if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ), (__m512)result);
+  return (Vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ),
+                                  (__m512)result);
 #else
   return x < -87.3f ? Vec{} : result;
 #endif

@@ -14,7 +14,8 @@ ThreadPool::ThreadPool(int size) {
   } catch (const std::system_error& e) {
     const std::string started = std::to_string(threads_.size() + 1);
     stop();
-    throw Error(ErrorCode::kMemory, "could not start " + std::to_string(size) + " threads, only " + started + ": " + e.what());
+    throw Error(ErrorCode::kMemory,
+                "could not start " + std::to_string(size) + " threads, only " + started + ": " + e.what());
   }
 }
 

@@ -1,6 +1,6 @@
-// A fixed team of threads for one caller at a time. Work is handed out item by item, so that a team whose threads are
-// disturbed by others still ends together. Our own threads, not OpenMP's: they end with the pool, and the pool with the
-// JavaScript environment that made it.
+// A fixed team of threads for one caller at a time. Work is handed out item by item, so that a team whose
+// threads are disturbed by others still ends together. Our own threads, not OpenMP's: they end with the pool,
+// and the pool with the JavaScript environment that made it.
 #pragma once
 
 #include <atomic>
@@ -24,8 +24,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(threads_.size()) + 1; }
 
-  // body(item, worker) for each item in [0, count), worker in [0, size()). Returns when all are done; the first exception
-  // stops the handing out and is thrown again here.
+  // body(item, worker) for each item in [0, count), worker in [0, size()). Returns when all are done; the
+  // first exception stops the handing out and is thrown again here.
   void run(int64_t count, const std::function<void(int64_t item, int worker)>& body);
 
  private:

@@ -1,5 +1,5 @@
-// What this binary and this machine offer of CUDA. The runtime is linked in; a machine with no driver loads the same
-// binary and gets a reason.
+// What this binary and this machine offer of CUDA. The runtime is linked in; a machine with no driver loads
+// the same binary and gets a reason.
 #pragma once
 
 #include <string>
@@ -27,8 +27,12 @@ struct Status {
 
 Status status();
 
-// `project` on a device: points and matrices are copied there and cells back. ERR_DEVICE where there is no such device,
-// ERR_MEMORY where its memory does not suffice.
+// `project` on a device: points and matrices are copied there and cells back. ERR_DEVICE where there is no
+// such device, ERR_MEMORY where its memory does not suffice.
 void project(const ProjectProblem& problem, int device);
+
+// Runs the kernels of this binary on a device and compares with the host. Empty where they agree, else what
+// is wrong.
+std::string self_test(int device);
 
 }  // namespace attention_bias::cuda

@@ -75,7 +75,8 @@ void project(const ProjectProblem& p, int device) {
   const DeviceFloats reference_points = device_floats(points * 3), lidar2img = device_floats(matrices);
   const DeviceFloats bev_centers = device_floats(points * 2), camera_centers = device_floats(points * 3);
   const auto copy = [&](float* to, const float* from, int64_t floats) {
-    AB_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(floats) * sizeof(float), cudaMemcpyDefault, stream.get()));
+    AB_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(floats) * sizeof(float), cudaMemcpyDefault,
+                            stream.get()));
   };
   copy(reference_points.get(), p.reference_points, points * 3);
   copy(lidar2img.get(), p.lidar2img, matrices);

@@ -28,7 +28,12 @@ const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 describe('writeAtomically', () => {
   test('writes chunks one after the other, and nothing else', async () => {
     await using folder = await temporaryFolder();
-    await writeAtomically(folder.file('x'), [bytes('ab'), new Uint8Array(0), Float32Array.of(1).subarray(1), bytes('c')]);
+    await writeAtomically(folder.file('x'), [
+      bytes('ab'),
+      new Uint8Array(0),
+      Float32Array.of(1).subarray(1),
+      bytes('c'),
+    ]);
     expect(await readFile(folder.file('x'), 'utf8')).toBe('abc');
     expect(await folder.names()).toEqual(['x']);
   });
@@ -55,26 +60,32 @@ describe('writeAtomically', () => {
     expect(await folder.names()).toEqual(['x']);
   });
 
-  test.each(['before the first chunk', 'between chunks', 'after the last chunk'])('an abort %s leaves nothing', async (when) => {
-    await using folder = await temporaryFolder();
-    const controller = new AbortController();
-    if (when.startsWith('before')) controller.abort();
-    function* chunks(): Generator<Uint8Array> {
-      yield bytes('half');
-      if (when.startsWith('between')) controller.abort();
-      yield bytes('whole');
-      controller.abort();
-    }
-    const writing = writeAtomically(folder.file('x'), chunks(), { signal: controller.signal });
-    await expect(writing).rejects.toMatchObject({ code: 'ERR_ABORTED' });
-    expect(await folder.names()).toEqual([]);
-  });
+  test.each(['before the first chunk', 'between chunks', 'after the last chunk'])(
+    'an abort %s leaves nothing',
+    async (when) => {
+      await using folder = await temporaryFolder();
+      const controller = new AbortController();
+      if (when.startsWith('before')) controller.abort();
+      function* chunks(): Generator<Uint8Array> {
+        yield bytes('half');
+        if (when.startsWith('between')) controller.abort();
+        yield bytes('whole');
+        controller.abort();
+      }
+      const writing = writeAtomically(folder.file('x'), chunks(), { signal: controller.signal });
+      await expect(writing).rejects.toMatchObject({ code: 'ERR_ABORTED' });
+      expect(await folder.names()).toEqual([]);
+    },
+  );
 
   test.each(['write', 'sync'] as const)('a full disk at %s leaves nothing', async (method) => {
     await using folder = await temporaryFolder();
     failingMethod = method;
     try {
-      const error = { code: 'ERR_IO', message: expect.stringMatching(/x but received ENOSPC: no space left on device$/) as string };
+      const error = {
+        code: 'ERR_IO',
+        message: expect.stringMatching(/x but received ENOSPC: no space left on device$/) as string,
+      };
       await expect(writeAtomically(folder.file('x'), [bytes('half')])).rejects.toMatchObject(error);
     } finally {
       failingMethod = undefined;
@@ -88,7 +99,10 @@ describe('writeAtomically', () => {
     await mkdir(folder.file('sub'));
     await symlink('/dev/null', folder.file('device'));
     for (const [name, cause] of [
-      ['no/such/x', /in a folder that exists for .*no\/such\/x but received ENOENT: no such file or directory$/],
+      [
+        'no/such/x',
+        /in a folder that exists for .*no\/such\/x but received ENOENT: no such file or directory$/,
+      ],
       ['file/x', /can be written for .*file\/x but received ENOTDIR: not a directory$/],
       ['sub', /can be written for .*sub but received a folder$/],
       ['device', /can be written for .*device but received a device or a pipe$/],

@@ -25,7 +25,12 @@ describe('parseJson', () => {
 
   test('takes of mutilated JSON exactly what JSON.parse takes', () => {
     const mutilated = fc
-      .tuple(fc.json(), fc.nat(), fc.nat(3), fc.constantFrom('', '"', '\\', ',', ':', '{', ']', '-', '0', 'e', '\u0001', '\u00a0', 't'))
+      .tuple(
+        fc.json(),
+        fc.nat(),
+        fc.nat(3),
+        fc.constantFrom('', '"', '\\', ',', ':', '{', ']', '-', '0', 'e', '\u0001', '\u00a0', 't'),
+      )
       .map(([text, at, removed, put]) => {
         const start = at % (text.length + 1);
         return text.slice(0, start) + put + text.slice(start + removed);
@@ -37,7 +42,9 @@ describe('parseJson', () => {
         try {
           value = JSON.parse(text);
         } catch {
-          expect(message(text)).toMatch(/^expected JSON.* for x\.json but received .+ at line \d+, column \d+$/);
+          expect(message(text)).toMatch(
+            /^expected JSON.* for x\.json but received .+ at line \d+, column \d+$/,
+          );
           return;
         }
         try {
@@ -63,9 +70,18 @@ describe('parseJson', () => {
     ['"\\u12"', 'expected JSON for x.json but received "\\"" at line 1, column 1'],
     ['"open', 'expected JSON for x.json but received "\\"" at line 1, column 1'],
     ['[1e999]', 'expected JSON with finite numbers for x.json but received 1e999 at line 1, column 2'],
-    ['{"a": 1, "a": 2}', 'expected JSON with each field once for x.json but received "a" a second time at line 1, column 10'],
-    ['{"a": 1, "\\u0061": 2}', 'expected JSON with each field once for x.json but received "a" a second time at line 1, column 10'],
-    ['{"b": {"__proto__": 1, "__proto__": 2}}', 'expected JSON with each field once for x.json but received "__proto__" a second time at line 1, column 24'],
+    [
+      '{"a": 1, "a": 2}',
+      'expected JSON with each field once for x.json but received "a" a second time at line 1, column 10',
+    ],
+    [
+      '{"a": 1, "\\u0061": 2}',
+      'expected JSON with each field once for x.json but received "a" a second time at line 1, column 10',
+    ],
+    [
+      '{"b": {"__proto__": 1, "__proto__": 2}}',
+      'expected JSON with each field once for x.json but received "__proto__" a second time at line 1, column 24',
+    ],
   ])('%j is refused', (text, sentence) => {
     expect(message(text)).toBe(sentence);
   });
@@ -81,7 +97,9 @@ describe('parseJson', () => {
   });
 
   test('depth is bounded', () => {
-    expect(message('['.repeat(1e6))).toBe('expected JSON of at most 100 levels for x.json but received more at line 1, column 101');
+    expect(message('['.repeat(1e6))).toBe(
+      'expected JSON of at most 100 levels for x.json but received more at line 1, column 101',
+    );
   });
 
   test('long strings and numbers', () => {

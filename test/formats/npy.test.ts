@@ -8,7 +8,11 @@ import { parseNpy, readNpy, readNpz, writeNpy, writeNpz } from '../../lib/format
 import { temporaryFolder } from './temporary.js';
 
 /** A .npy file of version 1.0 with this header and data. */
-function npy(header: string, data: Uint8Array | Float32Array | Float64Array = new Uint8Array(0), version = 1): ArrayBuffer {
+function npy(
+  header: string,
+  data: Uint8Array | Float32Array | Float64Array = new Uint8Array(0),
+  version = 1,
+): ArrayBuffer {
   const start = Buffer.from(`\x93NUMPY${String.fromCharCode(version)}\0`, 'latin1');
   const prefix = version === 1 ? 10 : 12;
   const text = Buffer.from(header.padEnd(63 - prefix + 64) + '\n', 'latin1');
@@ -59,7 +63,10 @@ describe('.npy', () => {
     const { length } = array.data;
     expect(parseNpy(npy(header(descr, `(${length},)`), bytes), 'x')).toEqual({ ...array, shape: [length] });
     for (const version of [2, 3]) {
-      expect(parseNpy(npy(header(descr, `(1, ${length})`), bytes, version), 'x')).toEqual({ ...array, shape: [1, length] });
+      expect(parseNpy(npy(header(descr, `(1, ${length})`), bytes, version), 'x')).toEqual({
+        ...array,
+        shape: [1, length],
+      });
     }
   });
 
@@ -101,38 +108,99 @@ describe('.npy', () => {
     }
     expect(await folder.names()).toEqual(['x.npy']);
     await expect(writeNpy(path, { data: six, shape: [7] })).rejects.toMatchObject({ code: 'ERR_SHAPE' });
-    await expect(writeNpy(path, { data: new Uint16Array(1) as unknown as Uint8Array, shape: [1] })).rejects.toMatchObject({ code: 'ERR_DTYPE' });
+    await expect(
+      writeNpy(path, { data: new Uint16Array(1) as unknown as Uint8Array, shape: [1] }),
+    ).rejects.toMatchObject({ code: 'ERR_DTYPE' });
     await expect(readNpy(folder.file('no'))).rejects.toMatchObject({ code: 'ERR_IO' });
     await expect(readNpy(folder.path)).rejects.toMatchObject({ code: 'ERR_IO' });
   });
 
   test.each<[string, ArrayBuffer, 'ERR_FORMAT' | 'ERR_DTYPE', RegExp]>([
-    ['another file', npy('').slice(1), 'ERR_FORMAT', /which starts with \\x93NUMPY, for x but received another start$/],
-    ['version 4', npy(header('<f4', '(6,)'), six, 4), 'ERR_FORMAT', /version 1.0, 2.0 or 3.0 for x but received 4.0$/],
+    [
+      'another file',
+      npy('').slice(1),
+      'ERR_FORMAT',
+      /which starts with \\x93NUMPY, for x but received another start$/,
+    ],
+    [
+      'version 4',
+      npy(header('<f4', '(6,)'), six, 4),
+      'ERR_FORMAT',
+      /version 1.0, 2.0 or 3.0 for x but received 4.0$/,
+    ],
     ['no fields', npy('{}'), 'ERR_FORMAT', /a header with 'descr'/],
     ['no dict', npy("'shape': (1,)"), 'ERR_FORMAT', /a header with 'descr'/],
-    ['a field twice', npy("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", six), 'ERR_FORMAT', /a header/],
-    ['a field more', npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,), 'x': (1,)}", six), 'ERR_FORMAT', /a header/],
+    [
+      'a field twice',
+      npy("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (6,)}", six),
+      'ERR_FORMAT',
+      /a header/,
+    ],
+    [
+      'a field more',
+      npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6,), 'x': (1,)}", six),
+      'ERR_FORMAT',
+      /a header/,
+    ],
     ['a number for the shape', npy(header('<f4', '(6)'), six), 'ERR_FORMAT', /a header/],
     ['a negative size', npy(header('<f4', '(-6,)'), six), 'ERR_FORMAT', /a header/],
     ['a list for the order', npy(header('<f4', '(6,)', '(1,)'), six), 'ERR_FORMAT', /a header/],
-    ['2^80 elements', npy(header('<f4', `(${2 ** 40}, ${2 ** 40})`), six), 'ERR_FORMAT', /a shape of at most 2\^53 elements/],
-    ['2^40 elements', npy(header('<f4', `(${2 ** 40},)`), six), 'ERR_FORMAT', /4398046511104 bytes of <f4 \(1099511627776\) for x but received 24$/],
-    ['too few bytes', npy(header('<f4', '(7,)'), six), 'ERR_FORMAT', /28 bytes of <f4 \(7\) for x but received 24$/],
-    ['too many bytes', npy(header('<f4', '(5,)'), six), 'ERR_FORMAT', /20 bytes of <f4 \(5\) for x but received 24$/],
-    ['big-endian', npy(header('>f4', '(6,)'), six), 'ERR_DTYPE', /a dtype of <f4, <f2, <f8, <i4, \|u1, \|b1 for x but received ">f4"$/],
+    [
+      '2^80 elements',
+      npy(header('<f4', `(${2 ** 40}, ${2 ** 40})`), six),
+      'ERR_FORMAT',
+      /a shape of at most 2\^53 elements/,
+    ],
+    [
+      '2^40 elements',
+      npy(header('<f4', `(${2 ** 40},)`), six),
+      'ERR_FORMAT',
+      /4398046511104 bytes of <f4 \(1099511627776\) for x but received 24$/,
+    ],
+    [
+      'too few bytes',
+      npy(header('<f4', '(7,)'), six),
+      'ERR_FORMAT',
+      /28 bytes of <f4 \(7\) for x but received 24$/,
+    ],
+    [
+      'too many bytes',
+      npy(header('<f4', '(5,)'), six),
+      'ERR_FORMAT',
+      /20 bytes of <f4 \(5\) for x but received 24$/,
+    ],
+    [
+      'big-endian',
+      npy(header('>f4', '(6,)'), six),
+      'ERR_DTYPE',
+      /a dtype of <f4, <f2, <f8, <i4, \|u1, \|b1 for x but received ">f4"$/,
+    ],
     ['int64', npy(header('<i8', '(3,)'), six), 'ERR_DTYPE', /received "<i8"$/],
     ['objects', npy(header('|O', '(3,)'), six), 'ERR_DTYPE', /received "\|O"$/],
-    ['records', npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (6,)}", six), 'ERR_DTYPE', /received "\[\('a', '<f4'\)\]"$/],
-    ['odd offset', npy(header('<f4', '(6,)').padEnd(150), six), 'ERR_FORMAT', /data that starts at a multiple of 4/],
+    [
+      'records',
+      npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (6,)}", six),
+      'ERR_DTYPE',
+      /received "\[\('a', '<f4'\)\]"$/,
+    ],
+    [
+      'odd offset',
+      npy(header('<f4', '(6,)').padEnd(150), six),
+      'ERR_FORMAT',
+      /data that starts at a multiple of 4/,
+    ],
   ])('refuses %s', (_, bytes, code, message) => {
-    expect(() => parseNpy(bytes, 'x')).toThrow(expect.objectContaining({ code, message: expect.stringMatching(message) as string }) as Error);
+    expect(() => parseNpy(bytes, 'x')).toThrow(
+      expect.objectContaining({ code, message: expect.stringMatching(message) as string }) as Error,
+    );
   });
 
   test('cut at any byte', () => {
     const whole = decode(numpyC);
     for (let length = 0; length < whole.byteLength; ++length) {
-      expect(() => parseNpy(whole.slice(0, length), 'x')).toThrow(expect.objectContaining({ code: 'ERR_FORMAT' }) as Error);
+      expect(() => parseNpy(whole.slice(0, length), 'x')).toThrow(
+        expect.objectContaining({ code: 'ERR_FORMAT' }) as Error,
+      );
     }
   });
 
@@ -157,7 +225,11 @@ describe('.npy', () => {
 });
 
 describe('.npz', () => {
-  const arrays = { a: { data: six, shape: [2, 3] }, 'b é/c': { data: Int32Array.of(7), shape: [1] }, m: { data: Uint8Array.of(1, 0), shape: [2] } };
+  const arrays = {
+    a: { data: six, shape: [2, 3] },
+    'b é/c': { data: Int32Array.of(7), shape: [1] },
+    m: { data: Uint8Array.of(1, 0), shape: [2] },
+  };
 
   async function refusal(bytes: Uint8Array): Promise<{ code: string; message: string }> {
     await using folder = await temporaryFolder();
@@ -188,16 +260,23 @@ describe('.npz', () => {
     await writeNpz(folder.file('x.npz'), arrays);
     await writeNpz(folder.file('y.npz'), arrays);
     const read = await readNpz(folder.file('x.npz'));
-    expect([...read].map(([name, { data, shape }]) => [name, { data, shape }])).toEqual(Object.entries(arrays));
+    expect([...read].map(([name, { data, shape }]) => [name, { data, shape }])).toEqual(
+      Object.entries(arrays),
+    );
     expect(await readFile(folder.file('x.npz'))).toEqual(await readFile(folder.file('y.npz')));
     expect(await folder.names()).toEqual(['x.npz', 'y.npz']);
-    await expect(writeNpz(folder.file('z'), { a: { data: six, shape: [1] } })).rejects.toMatchObject({ code: 'ERR_SHAPE' });
+    await expect(writeNpz(folder.file('z'), { a: { data: six, shape: [1] } })).rejects.toMatchObject({
+      code: 'ERR_SHAPE',
+    });
     expect(await folder.names()).toHaveLength(2);
   });
 
   test('entries of other kinds are left out', async () => {
     await using folder = await temporaryFolder();
-    const archive = zipSync({ 'a.npy': new Uint8Array(decode(numpyC)), 'readme.txt': new Uint8Array(3) }, { level: 9 });
+    const archive = zipSync(
+      { 'a.npy': new Uint8Array(decode(numpyC)), 'readme.txt': new Uint8Array(3) },
+      { level: 9 },
+    );
     await writeFile(folder.file('x.npz'), archive);
     expect([...(await readNpz(folder.file('x.npz'))).keys()]).toEqual(['a']);
   });
@@ -207,7 +286,10 @@ describe('.npz', () => {
     await writeNpz(folder.file('x.npz'), arrays);
     for (const whole of [await readFile(folder.file('x.npz')), new Uint8Array(decode(numpyDeflated))]) {
       for (let length = 0; length < whole.length; ++length) {
-        expect(await refusal(whole.subarray(0, length))).toMatchObject({ code: 'ERR_FORMAT', message: expect.stringMatching(/^expected .* for .*x\.npz/) as string });
+        expect(await refusal(whole.subarray(0, length))).toMatchObject({
+          code: 'ERR_FORMAT',
+          message: expect.stringMatching(/^expected .* for .*x\.npz/) as string,
+        });
       }
     }
   });
@@ -219,18 +301,23 @@ describe('.npz', () => {
     await writeNpz(path, arrays);
     archives.push(new Uint8Array(await readFile(path)));
     await fc.assert(
-      fc.asyncProperty(fc.nat(1), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 }), async (which, edits) => {
-        const bytes = archives[which]?.slice() ?? new Uint8Array(0);
-        // Half of the edits go into the directory at the end, where the sizes are.
-        for (const [at, byte] of edits) bytes[at % 2 ? at % bytes.length : bytes.length - 1 - (at % 180)] = byte;
-        await writeFile(path, bytes);
-        try {
-          await readNpz(path);
-        } catch (error) {
-          if (!(error instanceof AttentionBiasError)) throw error;
-          expect(['ERR_FORMAT', 'ERR_DTYPE']).toContain(error.code);
-        }
-      }),
+      fc.asyncProperty(
+        fc.nat(1),
+        fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 }),
+        async (which, edits) => {
+          const bytes = archives[which]?.slice() ?? new Uint8Array(0);
+          // Half of the edits go into the directory at the end, where the sizes are.
+          for (const [at, byte] of edits)
+            bytes[at % 2 ? at % bytes.length : bytes.length - 1 - (at % 180)] = byte;
+          await writeFile(path, bytes);
+          try {
+            await readNpz(path);
+          } catch (error) {
+            if (!(error instanceof AttentionBiasError)) throw error;
+            expect(['ERR_FORMAT', 'ERR_DTYPE']).toContain(error.code);
+          }
+        },
+      ),
       { numRuns: 1000 },
     );
   });
@@ -239,11 +326,15 @@ describe('.npz', () => {
     const archive = zipSync({ 'a.npy': new Uint8Array(decode(numpyC)) });
     const directory = Buffer.from(archive).indexOf(Buffer.from([0x50, 0x4b, 1, 2]));
     new DataView(archive.buffer).setUint32(directory + 24, 0xfffffff0, true); // the uncompressed size
-    expect((await refusal(archive)).message).toMatch(/sizes that the archive can hold for .* "a.npy" but received \d+ for 4294967280 bytes$/);
+    expect((await refusal(archive)).message).toMatch(
+      /sizes that the archive can hold for .* "a.npy" but received \d+ for 4294967280 bytes$/,
+    );
   });
 
   test('an array twice is refused', async () => {
-    const archive = Buffer.from(zipSync({ 'a.npy': new Uint8Array(decode(numpyC)), 'b.npy': new Uint8Array(decode(numpyC)) }));
+    const archive = Buffer.from(
+      zipSync({ 'a.npy': new Uint8Array(decode(numpyC)), 'b.npy': new Uint8Array(decode(numpyC)) }),
+    );
     const twice = Buffer.from(archive.toString('latin1').replaceAll('b.npy', 'a.npy'), 'latin1');
     expect((await refusal(twice)).message).toMatch(/each array once for .* "a.npy" twice$/);
   });

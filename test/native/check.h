@@ -35,25 +35,25 @@ std::string show(const T& value) {
 
 #define CHECK(condition) ::attention_bias::test::report((condition), __FILE__, __LINE__, #condition)
 
-#define CHECK_EQ(a, b)                                                                            \
-  do {                                                                                            \
-    const auto a_ = (a);                                                                          \
-    const auto b_ = (b);                                                                          \
-    ::attention_bias::test::report(a_ == b_, __FILE__, __LINE__,                                  \
-                                   std::string(#a " == " #b ": ") + ::attention_bias::test::show(a_) + " and " + \
-                                       ::attention_bias::test::show(b_));                         \
+#define CHECK_EQ(a, b)                                                                                 \
+  do {                                                                                                 \
+    const auto a_ = (a);                                                                               \
+    const auto b_ = (b);                                                                               \
+    ::attention_bias::test::report(a_ == b_, __FILE__, __LINE__,                                       \
+                                   std::string(#a " == " #b ": ") + ::attention_bias::test::show(a_) + \
+                                       " and " + ::attention_bias::test::show(b_));                    \
   } while (0)
 
 // The statement throws attention_bias::Error with this code and a message that contains the text.
-#define CHECK_ERROR(statement, error_code, part)                                                     \
-  do {                                                                                               \
-    std::string got = "no error";                                                                    \
-    bool right = false;                                                                              \
-    try {                                                                                            \
-      statement;                                                                                     \
-    } catch (const ::attention_bias::Error& e) {                                                     \
-      got = std::string(::attention_bias::error_code_name(e.code())) + ": " + e.what();              \
-      right = e.code() == (error_code) && std::string(e.what()).find(part) != std::string::npos;     \
-    }                                                                                                \
-    ::attention_bias::test::report(right, __FILE__, __LINE__, #statement " gave " + got);            \
+#define CHECK_ERROR(statement, error_code, part)                                                 \
+  do {                                                                                           \
+    std::string got = "no error";                                                                \
+    bool right = false;                                                                          \
+    try {                                                                                        \
+      statement;                                                                                 \
+    } catch (const ::attention_bias::Error& e) {                                                 \
+      got = std::string(::attention_bias::error_code_name(e.code())) + ": " + e.what();          \
+      right = e.code() == (error_code) && std::string(e.what()).find(part) != std::string::npos; \
+    }                                                                                            \
+    ::attention_bias::test::report(right, __FILE__, __LINE__, #statement " gave " + got);        \
   } while (0)

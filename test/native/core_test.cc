@@ -44,7 +44,8 @@ void tile_classes() {
       tile.q1 = static_cast<int32_t>(r.integer(tile.q0 + 1, std::min<int64_t>(e.queries, tile.q0 + 20)));
       tile.k1 = static_cast<int32_t>(r.integer(tile.k0 + 1, std::min<int64_t>(e.keys, tile.k0 + 40)));
       check_tile(program.terms()[0], tile);
-      ++counts[static_cast<int>(visit(program.terms()[0], [&](const auto& t) { return t.tile_class(tile); }))];
+      ++counts[static_cast<int>(
+          visit(program.terms()[0], [&](const auto& t) { return t.tile_class(tile); }))];
     }
   }
   context = "every class occurs";
@@ -84,10 +85,12 @@ void refusals() {
   CHECK_ERROR(Program({big, big, 1, 1}), ErrorCode::kShape, "2^53");
   Program p({2, 3, 12, 12});
 
-  CHECK_ERROR(p.add_dense(f32({2, 3, 12, 11}, "x"), "p"), ErrorCode::kShape, "for x but received [2, 3, 12, 11]");
+  CHECK_ERROR(p.add_dense(f32({2, 3, 12, 11}, "x"), "p"), ErrorCode::kShape,
+              "for x but received [2, 3, 12, 11]");
   CHECK_ERROR(p.add_dense(f32({2, 12, 12}, "x"), "p"), ErrorCode::kShape, "x");
   CHECK_ERROR(p.add_dense(t.f32({1, 1, 12, 12}, "x", [] { return NAN; }), "p"), ErrorCode::kValue, "x");
-  CHECK_ERROR(p.add_dense(t.f32({1, 1, 12, 12}, "x", [] { return INFINITY; }), "p"), ErrorCode::kValue, "inf at element 0");
+  CHECK_ERROR(p.add_dense(t.f32({1, 1, 12, 12}, "x", [] { return INFINITY; }), "p"), ErrorCode::kValue,
+              "inf at element 0");
   CHECK_ERROR(p.add_mask(f32({1, 1, 12, 12}, "x"), "p"), ErrorCode::kDtype, "uint8");
   CHECK_ERROR(p.add_padding(t.u8({2, 11}, "x", [] { return uint8_t{0}; }), "p"), ErrorCode::kShape, "[B, K]");
   CHECK_ERROR(p.add_sliding_window(-2, 0, Align::kTopLeft, "p"), ErrorCode::kValue, "p.left");
@@ -99,15 +102,22 @@ void refusals() {
   CHECK_ERROR(p.add_modality(5, {{0, 0, w}}, "p"), ErrorCode::kValue, "p.segments[0].length");
   CHECK_ERROR(p.add_modality(5, {{-1, 1, w}}, "p"), ErrorCode::kValue, "p.segments[0].start");
   CHECK_ERROR(p.add_modality(5, {{6, 7, w}}, "p"), ErrorCode::kValue, "p.segments[0].length");
-  CHECK_ERROR(p.add_modality(5, {{big * 4096, big * 4096, w}}, "p"), ErrorCode::kValue, "p.segments[0].length");
-  CHECK_ERROR(p.add_modality(5, {{0, 6, w}, {5, 6, w}}, "p"), ErrorCode::kValue, "p.segments[1] starting at key 5");
+  CHECK_ERROR(p.add_modality(5, {{big * 4096, big * 4096, w}}, "p"), ErrorCode::kValue,
+              "p.segments[0].length");
+  CHECK_ERROR(p.add_modality(5, {{0, 6, w}, {5, 6, w}}, "p"), ErrorCode::kValue,
+              "p.segments[1] starting at key 5");
   CHECK_ERROR(p.add_modality(5, {{6, 6, w}, {0, 7, w}}, "p"), ErrorCode::kValue, "overlap");
-  CHECK_ERROR(p.add_modality(5, {{0, 6, t.f32({2, 12}, "w", [] { return 1.01f; })}}, "p"), ErrorCode::kValue, "[0, 1]");
-  CHECK_ERROR(p.add_modality(5, {{0, 6, t.f32({2, 12}, "w", [] { return NAN; })}}, "p"), ErrorCode::kValue, "nan");
-  CHECK_ERROR(p.add_spatial(5, {{{0, {3, 4}, centers}, 0, w}}, "p"), ErrorCode::kValue, "p.segments[0].radius");
-  CHECK_ERROR(p.add_spatial(5, {{{0, {3, 4}, centers}, NAN, w}}, "p"), ErrorCode::kValue, "p.segments[0].radius");
+  CHECK_ERROR(p.add_modality(5, {{0, 6, t.f32({2, 12}, "w", [] { return 1.01f; })}}, "p"), ErrorCode::kValue,
+              "[0, 1]");
+  CHECK_ERROR(p.add_modality(5, {{0, 6, t.f32({2, 12}, "w", [] { return NAN; })}}, "p"), ErrorCode::kValue,
+              "nan");
+  CHECK_ERROR(p.add_spatial(5, {{{0, {3, 4}, centers}, 0, w}}, "p"), ErrorCode::kValue,
+              "p.segments[0].radius");
+  CHECK_ERROR(p.add_spatial(5, {{{0, {3, 4}, centers}, NAN, w}}, "p"), ErrorCode::kValue,
+              "p.segments[0].radius");
   CHECK_ERROR(p.add_spatial(5, {{{0, {3, 5}, centers}, 1, w}}, "p"), ErrorCode::kValue, "p.segments[0].grid");
-  CHECK_ERROR(p.add_spatial(5, {{{0, {big, big}, centers}, 1, w}}, "p"), ErrorCode::kValue, "p.segments[0].grid");
+  CHECK_ERROR(p.add_spatial(5, {{{0, {big, big}, centers}, 1, w}}, "p"), ErrorCode::kValue,
+              "p.segments[0].grid");
   CHECK_ERROR(p.add_spatial(5, {{{0, {0, 4}, centers}, 1, w}}, "p"), ErrorCode::kValue, "p.segments[0].grid");
   CHECK_ERROR(p.add_spatial(5, {{{0, {1, 3, 4}, centers}, 1, w}}, "p"), ErrorCode::kShape, "[B, Q, 3]");
   CHECK_ERROR(p.add_window({{{0, {3, 4}, centers}, 4}}, "p"), ErrorCode::kValue, "p.segments[0].size");
@@ -122,9 +132,12 @@ void refusals() {
   CHECK_ERROR(p.add_shifted_window({6, 6}, {3, 3}, {1, 1}, -100, "p"), ErrorCode::kShape, "p.window");
   CHECK_ERROR(p.add_relative_position({3, 4}, f32({34, 3}, "t"), false, "p"), ErrorCode::kShape, "t");
   CHECK_ERROR(p.add_relative_position({3, 4}, f32({38, 3}, "t"), true, "p"), ErrorCode::kShape, "p.window");
-  CHECK_ERROR(p.add_relative_position({big, big}, f32({38, 3}, "t"), true, "p"), ErrorCode::kValue, "p.window");
-  CHECK_ERROR(p.add_low_rank(f32({2, 3, 12, 4}, "q"), f32({2, 3, 12, 5}, "k"), 1, "p"), ErrorCode::kShape, "k");
-  CHECK_ERROR(p.add_low_rank(f32({2, 3, 12, 4}, "q"), f32({2, 3, 12, 4}, "k"), INFINITY, "p"), ErrorCode::kValue, "p.scale");
+  CHECK_ERROR(p.add_relative_position({big, big}, f32({38, 3}, "t"), true, "p"), ErrorCode::kValue,
+              "p.window");
+  CHECK_ERROR(p.add_low_rank(f32({2, 3, 12, 4}, "q"), f32({2, 3, 12, 5}, "k"), 1, "p"), ErrorCode::kShape,
+              "k");
+  CHECK_ERROR(p.add_low_rank(f32({2, 3, 12, 4}, "q"), f32({2, 3, 12, 4}, "k"), INFINITY, "p"),
+              ErrorCode::kValue, "p.scale");
   CHECK_ERROR(p.add_alibi(f32({2}, "s"), "p"), ErrorCode::kShape, "s");
   CHECK_EQ(p.terms().size(), size_t{0});  // a refused term leaves nothing behind
 

@@ -1,4 +1,5 @@
-// The CPU backend against the float64 reference, on every instruction set of this machine, with 1, 2 and 3 threads.
+// The CPU backend against the float64 reference, on every instruction set of this machine, with 1, 2 and 3
+// threads.
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -28,7 +29,8 @@ std::unique_ptr<Case> make_case(const Extent& e, int64_t d, int64_t dv, Random& 
   const auto next = [&] { return spread * r.normal(); };
   const TensorView query = c->tensors.f32({e.batch, e.heads, e.queries, d}, "query", next);
   const TensorView key = c->tensors.f32({e.batch, e.heads, e.keys, d}, "key", next);
-  const TensorView value = c->tensors.f32({e.batch, e.heads, e.keys, dv}, "value", [&] { return r.normal(); });
+  const TensorView value =
+      c->tensors.f32({e.batch, e.heads, e.keys, dv}, "value", [&] { return r.normal(); });
   c->problem = attention_problem(query, key, value, NAN);
   c->bias = std::make_unique<Program>(e);
   c->problem.bias = c->bias.get();
@@ -56,6 +58,7 @@ double error(const std::vector<float>& got, const std::vector<double>& want, boo
 }
 
 double greatest_error = 0;
+uint32_t seeds = 400;  // fewer with the argument `quick`, for emulated processors
 
 void check_case(Case& c, double tolerance = 2e-6) {
   std::vector<double> out(c.out.size()), lse(c.lse.size());
@@ -89,7 +92,7 @@ void check_case(Case& c, double tolerance = 2e-6) {
 }
 
 void random_stacks() {
-  for (uint32_t seed = 0; seed < 400; ++seed) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
     const int64_t keys = r.chance(0.15) ? r.integer(1000, 2600) : r.integer(1, 200);
     const int64_t queries = r.chance(0.4) && keys < 300 ? keys : r.integer(1, 120);
@@ -107,7 +110,7 @@ void random_stacks() {
 }
 
 void bias_rows() {
-  for (uint32_t seed = 0; seed < 300; ++seed) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
     const int64_t keys = r.chance(0.2) ? r.integer(2000, 5000) : r.integer(1, 300);
     const int64_t queries = r.chance(0.5) && keys < 400 ? keys : r.integer(1, 40);
@@ -128,7 +131,9 @@ void bias_rows() {
       for (size_t i = 0; i < want.size(); ++i) {
         // Terms here stay below 128 (shiftedWindow's -100): 2 ulp of the largest summand are at most 1.6e-5.
         const bool good = std::isinf(want[i]) ? got[i] == want[i] : std::fabs(got[i] - want[i]) <= 1.6e-5;
-        if (!good) report(false, __FILE__, __LINE__, "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
+        if (!good)
+          report(false, __FILE__, __LINE__,
+                 "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
       }
       CHECK(true);
     }
@@ -139,13 +144,15 @@ void bias_rows() {
 void hide_but_first(Case& c, const std::vector<int64_t>& hidden) {
   const Extent& e = c.problem.extent;
   int64_t i = 0;
-  c.bias->add_mask(c.tensors.u8({1, 1, e.queries, e.keys}, "visible", [&] {
-    const int64_t q = i / e.keys, k = i % e.keys;
-    ++i;
-    bool hide = false;
-    for (const int64_t key : hidden) hide |= key == k;
-    return static_cast<uint8_t>(q == 0 || !hide);
-  }), "bias[0]");
+  c.bias->add_mask(c.tensors.u8({1, 1, e.queries, e.keys}, "visible",
+                                [&] {
+                                  const int64_t q = i / e.keys, k = i % e.keys;
+                                  ++i;
+                                  bool hide = false;
+                                  for (const int64_t key : hidden) hide |= key == k;
+                                  return static_cast<uint8_t>(q == 0 || !hide);
+                                }),
+                   "bias[0]");
 }
 
 void special_values() {
@@ -156,7 +163,9 @@ void special_values() {
         context = std::string(where) + " holds " + show(bad) + (masked ? ", masked" : "");
         auto c = make_case({1, 2, 30, 300}, 16, 24, r);
         if (masked) hide_but_first(*c, {5, 200});
-        float* tensor = const_cast<float*>(where[0] == 'q' ? c->problem.query : where[0] == 'k' ? c->problem.key : c->problem.value);
+        float* tensor = const_cast<float*>(where[0] == 'q'   ? c->problem.query
+                                           : where[0] == 'k' ? c->problem.key
+                                                             : c->problem.value);
         const int64_t width = where[0] == 'v' ? 24 : 16;
         for (const int64_t row : {int64_t{5}, int64_t{200}}) {
           if (where[0] != 'q' || row < 30) tensor[row * width + 3] = bad;
@@ -169,7 +178,8 @@ void special_values() {
   context = "a whole row hidden, with NaN values";
   {
     auto c = make_case({2, 1, 70, 150}, 8, 8, r);
-    c->bias->add_padding(c->tensors.u8({2, 150}, "ignore", [n = 0]() mutable { return uint8_t(n++ < 150); }), "bias[0]");
+    c->bias->add_padding(c->tensors.u8({2, 150}, "ignore", [n = 0]() mutable { return uint8_t(n++ < 150); }),
+                         "bias[0]");
     const_cast<float*>(c->problem.value)[4] = kNan;
     check_case(*c);
     CHECK_EQ(c->lse[0], -kInf);
@@ -180,27 +190,33 @@ void special_values() {
     for (int64_t i = 0; i < 20; ++i) const_cast<float*>(c->problem.query)[i] = 1;
     for (int64_t i = 0; i < 100; ++i) const_cast<float*>(c->problem.key)[i] = -kInf;
     check_case(*c);
-    CHECK(std::isnan(c->out[0]) );
+    CHECK(std::isnan(c->out[0]));
   }
   context = "a finite mask of -FLT_MAX";
   for (const int64_t boundary : {0, 64, 100, 500, 1000}) {  // keys before it are masked; 1000: all
     auto c = make_case({1, 1, 20, 1000}, 8, 8, r);
     int64_t i = 0;
-    c->bias->add_dense(c->tensors.f32({1, 1, 1, 1000}, "bias", [&] { return i++ < boundary ? -3.4028235e38f : 0.0f; }), "bias[0]");
+    c->bias->add_dense(
+        c->tensors.f32({1, 1, 1, 1000}, "bias", [&] { return i++ < boundary ? -3.4028235e38f : 0.0f; }),
+        "bias[0]");
     check_case(*c);
   }
   context = "scores that rise by 50 a tile, to 0: the base moves at every tile";
   {
     auto c = make_case({1, 1, 50, 1200}, 8, 8, r);
     int64_t i = 0;
-    c->bias->add_dense(c->tensors.f32({1, 1, 1, 1200}, "bias", [&] { return static_cast<float>(i++ / 64 - 1200 / 64) * 50.0f; }), "bias[0]");
+    c->bias->add_dense(c->tensors.f32({1, 1, 1, 1200}, "bias",
+                                      [&] { return static_cast<float>(i++ / 64 - 1200 / 64) * 50.0f; }),
+                       "bias[0]");
     check_case(*c);
   }
   context = "scores that fall by 50 a tile";
   {
     auto c = make_case({1, 1, 50, 1200}, 8, 8, r);
     int64_t i = 0;
-    c->bias->add_dense(c->tensors.f32({1, 1, 1, 1200}, "bias", [&] { return -static_cast<float>(i++ / 64) * 50.0f; }), "bias[0]");
+    c->bias->add_dense(
+        c->tensors.f32({1, 1, 1, 1200}, "bias", [&] { return -static_cast<float>(i++ / 64) * 50.0f; }),
+        "bias[0]");
     check_case(*c);
   }
 }
@@ -249,7 +265,8 @@ void refusals() {
   CHECK_ERROR(attention_problem(q, t.f32({2, 2, 33, 9}, "key", zero), k, NAN), ErrorCode::kShape, "key");
   CHECK_ERROR(attention_problem(q, k, k, kInf), ErrorCode::kValue, "scale");
   CHECK_ERROR(attention_problem(t.f32({1, 1, 1, 8193}, "query", zero), t.f32({1, 1, 1, 8193}, "key", zero),
-                                t.f32({1, 1, 1, 1}, "value", zero), NAN), ErrorCode::kShape, "8192");
+                                t.f32({1, 1, 1, 1}, "value", zero), NAN),
+              ErrorCode::kShape, "8192");
   CHECK_ERROR(cpu::Backend(0, ""), ErrorCode::kValue, "threads");
   CHECK_ERROR(cpu::Backend(1, "x86-64-v9"), ErrorCode::kValue, "x86-64-v9");
 }
@@ -257,8 +274,9 @@ void refusals() {
 }  // namespace
 }  // namespace attention_bias::test
 
-int main() {
+int main(int count, char** arguments) {
   using namespace attention_bias::test;
+  if (count > 1 && std::string(arguments[1]) == "quick") seeds = 50;
   random_stacks();
   bias_rows();
   special_values();

@@ -16,7 +16,9 @@ namespace attention_bias::test {
 class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
-  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
+  int64_t integer(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine_);
+  }
   float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine_); }
   float normal() { return std::normal_distribution<float>()(engine_); }
   bool chance(double p) { return uniform(0, 1) < p; }
@@ -91,14 +93,18 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
   const int64_t start = r.integer(0, e.keys - 1), length = r.integer(1, e.keys - start);
   switch (kind) {
     case 0:
-      program->add_dense(t.f32(broadcast(), "bias", [&] { return r.chance(0.1) ? -INFINITY : 2 * r.normal(); }), path);
+      program->add_dense(
+          t.f32(broadcast(), "bias", [&] { return r.chance(0.1) ? -INFINITY : 2 * r.normal(); }), path);
       return true;
     case 1:
-      program->add_mask(t.u8(broadcast(), "visible", [&] { return static_cast<uint8_t>(r.chance(0.7) ? r.integer(1, 255) : 0); }), path);
+      program->add_mask(t.u8(broadcast(), "visible",
+                             [&] { return static_cast<uint8_t>(r.chance(0.7) ? r.integer(1, 255) : 0); }),
+                        path);
       return true;
     case 2: {
       const bool sparse = r.chance(0.5);
-      program->add_padding(t.u8({e.batch, e.keys}, "ignore", [&] { return uint8_t(r.chance(sparse ? 0.02 : 0.4)); }), path);
+      program->add_padding(
+          t.u8({e.batch, e.keys}, "ignore", [&] { return uint8_t(r.chance(sparse ? 0.02 : 0.4)); }), path);
       return true;
     }
     case 3:
@@ -115,13 +121,18 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
       return true;
     }
     case 6: {
-      std::vector<ModalitySegmentSpec> segments = {{start, length, t.f32({e.batch, e.queries}, "weights", weight)}};
-      if (start > 0) segments.push_back({0, r.integer(1, start), t.f32({e.batch, e.queries}, "weights", weight)});
+      std::vector<ModalitySegmentSpec> segments = {
+          {start, length, t.f32({e.batch, e.queries}, "weights", weight)}};
+      if (start > 0)
+        segments.push_back({0, r.integer(1, start), t.f32({e.batch, e.queries}, "weights", weight)});
       program->add_modality(r.uniform(-6, 6), segments, path);
       return true;
     }
     case 7:
-      program->add_spatial(r.uniform(0, 6), {{random_grid(start, length, e, r, t), r.uniform(0.3f, 9), t.f32({e.batch, e.queries}, "weights", weight)}}, path);
+      program->add_spatial(r.uniform(0, 6),
+                           {{random_grid(start, length, e, r, t), r.uniform(0.3f, 9),
+                             t.f32({e.batch, e.queries}, "weights", weight)}},
+                           path);
       return true;
     case 8:
       program->add_window({{random_grid(start, length, e, r, t), 2 * r.integer(0, 4) + 1}}, path);
@@ -141,13 +152,17 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
       while (tokens % h != 0) --h;
       const int64_t w = tokens / h;
       if (kind == 11) {
-        program->add_relative_position({h, w}, t.f32({(2 * h - 1) * (2 * w - 1) + (cls ? 3 : 0), e.heads}, "table", [&] { return r.normal(); }), cls, path);
+        program->add_relative_position(
+            {h, w},
+            t.f32({(2 * h - 1) * (2 * w - 1) + (cls ? 3 : 0), e.heads}, "table", [&] { return r.normal(); }),
+            cls, path);
         return true;
       }
       int64_t windows_y = r.integer(1, e.batch);
       while (e.batch % windows_y != 0) --windows_y;
       const int64_t windows_x = r.chance(0.5) ? 1 : e.batch / windows_y;
-      program->add_shifted_window({windows_y * h, windows_x * w}, {h, w}, {r.integer(0, h - 1), r.integer(0, w - 1)}, -100, path);
+      program->add_shifted_window({windows_y * h, windows_x * w}, {h, w},
+                                  {r.integer(0, h - 1), r.integer(0, w - 1)}, -100, path);
       return true;
     }
     case 12: {
@@ -161,7 +176,14 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
     }
     case 13:
       // Biases of at most 10: float32 can't tell scores of 1,000 apart to the contract's tolerance.
-      program->add_alibi(t.f32({e.heads}, "slopes", [&] { return r.chance(0.2) ? 0.0f : r.uniform(0, 10.0f / static_cast<float>(std::max(e.keys, e.queries))); }), path);
+      program->add_alibi(t.f32({e.heads}, "slopes",
+                               [&] {
+                                 return r.chance(0.2)
+                                            ? 0.0f
+                                            : r.uniform(
+                                                  0, 10.0f / static_cast<float>(std::max(e.keys, e.queries)));
+                               }),
+                         path);
       return true;
   }
   return false;

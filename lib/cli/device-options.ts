@@ -1,0 +1,30 @@
+/** The options of every command that computes, and the device that they ask for. */
+import type { Device, OpenOptions, Precision } from '../device.js';
+import { open } from '../open.js';
+
+export interface DeviceOptions {
+  /** as in `OpenOptions`, whose checks these meet in `open` */
+  device: string | undefined;
+  precision: Precision | undefined;
+  threads: number | undefined;
+}
+
+export const deviceOptions = {
+  device: { type: 'string', requiresArg: true, describe: 'auto, cpu, cuda or cuda:N' },
+  precision: { choices: ['f32', 'tf32', 'bf16'], requiresArg: true, describe: 'of the arithmetic' },
+  threads: { type: 'number', requiresArg: true, describe: 'CPU threads' },
+} as const;
+
+/** Opens the device; errors are those of `open`. */
+export async function openDevice({ device, precision, threads }: DeviceOptions): Promise<Device> {
+  return open({
+    ...(device === undefined ? {} : { device: device as NonNullable<OpenOptions['device']> }),
+    ...(precision === undefined ? {} : { precision }),
+    ...(threads === undefined ? {} : { threads }),
+  });
+}
+
+/** A device in a few words. */
+export function describeDevice({ info }: Pick<Device, 'info'>): string {
+  return `${info.backend} ${info.isa}, ${info.threads} thread${info.threads === 1 ? '' : 's'}`;
+}

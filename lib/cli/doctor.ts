@@ -1,0 +1,102 @@
+import { arch, availableParallelism, release, totalmem } from 'node:os';
+import type { CommandModule } from 'yargs';
+import type { CudaStatus } from '../binding.js';
+import { native } from '../native.js';
+import { open } from '../open.js';
+import { selfTest } from '../self-test.js';
+import { packageVersion } from './index.js';
+
+export interface Diagnosis {
+  package: string;
+  node: string;
+  system: string;
+  cores: number;
+  memoryBytes: number;
+  processor: string;
+  compiler: string;
+  isas: string[];
+  isa: string;
+  threads: number;
+  cuda: CudaStatus;
+  /** the numeric self-test of the CPU backend: what failed */
+  failures: string[];
+}
+
+interface ReportHeader {
+  header: { glibcVersionRuntime?: string };
+}
+
+function system(): string {
+  const { glibcVersionRuntime } = (process.report.getReport() as ReportHeader).header;
+  const libc = glibcVersionRuntime ? `, glibc ${glibcVersionRuntime}` : '';
+  return `${process.platform} ${release()} ${arch()}${libc}`;
+}
+
+/** What this machine, this binary and its backends are. Throws ERR_DEVICE where the addon does not load. */
+export async function diagnose(): Promise<Diagnosis> {
+  const binding = native();
+  const info = binding.info();
+  using device = await open({ device: 'cpu' });
+  const results = await selfTest(device);
+  return {
+    package: packageVersion(),
+    node: process.version,
+    system: system(),
+    cores: availableParallelism(),
+    memoryBytes: totalmem(),
+    processor: info.processor,
+    compiler: info.compiler,
+    isas: info.isas,
+    isa: device.info.isa,
+    threads: device.info.threads,
+    cuda: binding.cuda(),
+    failures: results
+      .filter((r) => !r.passed)
+      .map((r) => `${r.name}: error ${r.error}, at most ${r.tolerance}`),
+  };
+}
+
+const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+
+function describeCuda(cuda: CudaStatus): string[] {
+  const lines = [
+    cuda.built
+      ? `CUDA        toolkit ${cuda.toolkit} built in, for ${cuda.architectures}`
+      : `CUDA        not built in: ${cuda.reason}`,
+  ];
+  if (!cuda.built) return lines;
+  lines.push(
+    `driver      ${cuda.driver === 0 ? 'none' : `CUDA ${Math.floor(cuda.driver / 1000)}.${(cuda.driver % 1000) / 10}`}`,
+  );
+  if (cuda.reason) lines.push(`devices     none usable: ${cuda.reason}`);
+  cuda.devices.forEach((d, i) => {
+    const what = `${d.name}, compute capability ${d.computeCapability}, ${d.multiprocessors} SMs, ${gib(d.memoryBytes)}`;
+    lines.push(`device ${i}    ${what}; self-test ${d.selfTest === '' ? 'passed' : `FAILED: ${d.selfTest}`}`);
+  });
+  return lines;
+}
+
+function describe(d: Diagnosis): string {
+  return [
+    `package     attention-bias ${d.package}, Node.js ${d.node}, built by ${d.compiler}`,
+    `system      ${d.system}, ${d.cores} cores, ${gib(d.memoryBytes)}`,
+    `processor   ${d.processor}`,
+    `CPU         ${d.isa} of ${d.isas.join(', ')}; ${d.threads} threads`,
+    ...describeCuda(d.cuda),
+    `self-test   ${d.failures.length === 0 ? 'passed' : `FAILED: ${d.failures.join('; ')}`}`,
+    '',
+  ].join('\n');
+}
+
+export const doctorCommand: CommandModule<object, { json: boolean }> = {
+  command: 'doctor',
+  describe: 'what this machine offers and whether it computes right; exit code 1 if a self-test fails',
+  builder: (yargs) =>
+    yargs.option('json', { type: 'boolean', default: false, describe: 'the same as JSON on stdout' }),
+  handler: async ({ json }) => {
+    const diagnosis = await diagnose();
+    process.stdout.write(json ? `${JSON.stringify(diagnosis)}\n` : describe(diagnosis));
+    const wrong = diagnosis.cuda.devices.some((device) => device.selfTest !== '');
+    if (diagnosis.failures.length > 0 || wrong) process.exitCode = 1;
+  },
+};

@@ -1,0 +1,216 @@
+/**
+ * A self-test of one device: every operation on small random inputs against the float64 reference, at the tolerances of
+ * the package's contract.
+ */
+import type { Device } from './device.js';
+import { normalFrom, randomSource } from './random.js';
+import { referenceAttention, referenceBias } from './reference.js';
+import type { BiasTerm } from './terms.js';
+
+export interface SelfTestResult {
+  name: string;
+  passed: boolean;
+  /** relative L2 error, or the number of wrong cells of `project` */
+  error: number;
+  tolerance: number;
+  ms: number;
+}
+
+interface Case {
+  name: string;
+  tolerance: number;
+  run: (device: Device) => Promise<number>;
+}
+
+const random = randomSource(1);
+const fill = (count: number, next: (i: number) => number): Float32Array =>
+  Float32Array.from({ length: count }, (_, i) => next(i));
+const normal = (): number => normalFrom(random);
+
+function tensor(shape: number[], next: (i: number) => number): { data: Float32Array; shape: number[] } {
+  return {
+    data: fill(
+      shape.reduce((a, b) => a * b),
+      next,
+    ),
+    shape,
+  };
+}
+
+/** ‖got − want‖ / ‖want‖; NaN, which passes no tolerance, where infinities or NaN stand in different places. */
+function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < want.length; i++) {
+    const [a, b] = [got[i] ?? NaN, want[i] ?? NaN];
+    if (a === b && !Number.isFinite(b)) continue;
+    difference += (a - b) ** 2;
+    norm += b ** 2;
+  }
+  return Math.sqrt(difference) / (norm > 0 ? Math.sqrt(norm) : 1);
+}
+
+function attentionCase(
+  name: string,
+  shape: [number, number, number, number],
+  dim: number,
+  bias: BiasTerm[],
+): Case {
+  const [b, h, q, k] = shape;
+  return {
+    name: `attention ${name}`,
+    tolerance: 2e-6,
+    run: async (device) => {
+      const query = tensor([b, h, q, dim], normal);
+      const key = tensor([b, h, k, dim], normal);
+      const value = tensor([b, h, k, dim], normal);
+      const { out, lse } = await device.attention({ query, key, value, bias });
+      const want = referenceAttention({ query, key, value, bias });
+      const error = Math.max(relativeError(out.data, want.out), relativeError(lse.data, want.lse));
+      out.dispose();
+      lse.dispose();
+      return error;
+    },
+  };
+}
+
+function biasCase(name: string, shape: [number, number, number, number], bias: BiasTerm[]): Case {
+  return {
+    name: `bias ${name}`,
+    tolerance: 1e-6,
+    run: async (device) => {
+      using out = await device.bias({ shape, bias });
+      return relativeError(out.data, referenceBias({ shape, bias }));
+    },
+  };
+}
+
+const uniform = (): number => random();
+
+/** AQR's stack on a 12×12 bird's-eye-view grid and two camera maps of 6×8 cells. */
+function aqr(batch: number, queries: number): BiasTerm[] {
+  const bev = tensor([batch, queries, 2], () => Math.floor(random() * 12));
+  const camera = tensor(
+    [batch, queries, 3],
+    (i) => Math.floor(random() * [3, 6, 8][i % 3]!) - (i % 3 === 0 ? 1 : 0),
+  );
+  const [lidar, image] = [tensor([batch, queries], uniform), tensor([batch, queries], uniform)];
+  return [
+    {
+      type: 'modality',
+      segments: [
+        { start: 0, length: 144, weights: lidar },
+        { start: 144, length: 96, weights: image },
+      ],
+    },
+    {
+      type: 'spatial',
+      segments: [
+        { start: 0, grid: [12, 12], centers: bev, radius: 2.5, weights: lidar },
+        { start: 144, grid: [2, 6, 8], centers: camera, radius: 2.5, weights: image },
+      ],
+    },
+    {
+      type: 'window',
+      segments: [
+        { start: 0, grid: [12, 12], centers: bev, size: 5 },
+        { start: 144, grid: [2, 6, 8], centers: camera, size: 3 },
+      ],
+    },
+    {
+      type: 'padding',
+      ignore: {
+        data: Uint8Array.from({ length: batch * 240 }, () => Number(random() < 0.1)),
+        shape: [batch, 240],
+      },
+    },
+  ];
+}
+
+function swin(heads: number): BiasTerm[] {
+  return [
+    { type: 'relativePosition', window: [4, 4], table: tensor([49, heads], normal) },
+    { type: 'shiftedWindow', resolution: [8, 8], window: [4, 4], shift: [2, 2] },
+  ];
+}
+
+function alibi(heads: number): BiasTerm[] {
+  const slopes = { data: fill(heads, (i) => 2 ** (-8 * ((i + 1) / heads))), shape: [heads] };
+  return [{ type: 'alibi', slopes }, { type: 'causal' }];
+}
+
+const routerCase: Case = {
+  name: 'router',
+  tolerance: 1e-5,
+  run: async (device) => {
+    const [features, weight, bias] = [
+      tensor([2, 50, 32], normal),
+      tensor([2, 32], normal),
+      tensor([2], normal),
+    ];
+    using weights = await device.router({ features, weight, bias });
+    const want = Float64Array.from(weights.data, (_, i) => {
+      const [row, m] = [Math.floor(i / 2), i % 2];
+      let sum = bias.data[m] ?? NaN;
+      for (let e = 0; e < 32; e++)
+        sum += (features.data[row * 32 + e] ?? NaN) * (weight.data[m * 32 + e] ?? NaN);
+      return 1 / (1 + Math.exp(-sum));
+    });
+    return relativeError(weights.data, want);
+  },
+};
+
+/** One camera at the origin that looks along +x: pixel = (800 − 1000·y/x, 450 − 1000·z/x). */
+const projectCase: Case = {
+  name: 'project',
+  tolerance: 0,
+  run: async (device) => {
+    const lidar2img = {
+      data: Float32Array.of(800, -1000, 0, 0, 450, 0, -1000, 0, 1, 0, 0, 0, 0, 0, 0, 1),
+      shape: [1, 1, 4, 4],
+    };
+    // Points at the centres of BEV cells, ahead at their own height or behind: their cells are plain to see.
+    const points = [
+      { at: [0.75, 0.5, 0.625], bev: [50, 75], camera: [0, 20, 50] },
+      { at: [0.25, 0.5, 0.625], bev: [50, 25], camera: [-1, -1, -1] },
+      { at: [0.995, 0.995, 0.625], bev: [99, 99], camera: [-1, -1, -1] },
+    ];
+    const { bevCenters, cameraCenters } = await device.project({
+      referencePoints: { data: Float32Array.from(points.flatMap((p) => p.at)), shape: [1, points.length, 3] },
+      pointCloudRange: [-50, -50, -5, 50, 50, 3],
+      lidar2img,
+      imageShape: [900, 1600],
+      featureShape: [40, 100],
+      bevShape: [100, 100],
+    });
+    const wrong = (got: Float32Array, want: number[]): number =>
+      want.filter((cell, i) => got[i] !== cell).length;
+    const bev = points.flatMap((p) => p.bev);
+    const camera = points.flatMap((p) => p.camera);
+    return wrong(bevCenters.data, bev) + wrong(cameraCenters.data, camera);
+  },
+};
+
+const cases: Case[] = [
+  attentionCase('plain', [2, 2, 50, 300], 32, []),
+  attentionCase('AQR stack', [2, 2, 60, 240], 32, aqr(2, 60)),
+  attentionCase('Swin', [8, 3, 16, 16], 32, swin(3)),
+  attentionCase('ALiBi causal', [1, 4, 128, 128], 64, alibi(4)),
+  attentionCase('few queries', [1, 1, 3, 5000], 16, []),
+  biasCase('AQR stack', [2, 1, 60, 240], aqr(2, 60)),
+  biasCase('Swin', [8, 3, 16, 16], swin(3)),
+  routerCase,
+  projectCase,
+];
+
+/** Runs all cases, or those whose name is in `only`. */
+export async function selfTest(device: Device, only?: readonly string[]): Promise<SelfTestResult[]> {
+  const results: SelfTestResult[] = [];
+  for (const { name, tolerance, run } of cases) {
+    if (only && !only.includes(name)) continue;
+    const start = performance.now();
+    const error = await run(device);
+    results.push({ name, passed: error <= tolerance, error, tolerance, ms: performance.now() - start });
+  }
+  return results;
+}

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Packs the package, installs the tarball into an empty project without dev dependencies, and uses it from there:
+# CommonJS, ESM, types and the command line.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+cd "$root"
+tarball=$(npm pack --silent --pack-destination "$work" | tail -n 1)
+if tar -tzf "$work/$tarball" | grep -E '^package/(test|node_modules|build|bench)/'; then
+  echo "the tarball holds what it should not" >&2
+  exit 1
+fi
+npx publint --strict "$work/$tarball"
+npx attw "$work/$tarball"
+
+mkdir "$work/project"
+cd "$work/project"
+echo '{ "name": "user", "version": "1.0.0", "private": true }' > package.json
+npm install --no-audit --no-fund --foreground-scripts "$work/$tarball"
+
+cat > use.cjs <<'JS'
+const { open, AttentionBiasError } = require('attention-bias');
+const tensor = (...shape) => ({ shape, data: new Float32Array(shape.reduce((a, b) => a * b)).fill(0.5) });
+open().then(async (device) => {
+  const { out } = await device.attention({ query: tensor(1, 1, 4, 8), key: tensor(1, 1, 9, 8), value: tensor(1, 1, 9, 8) });
+  if (Math.abs(out.data[0] - 0.5) > 1e-6) throw new Error(`out is ${out.data[0]}`);
+  const error = await device.attention({}).catch((e) => e);
+  if (!(error instanceof AttentionBiasError)) throw new Error(`no AttentionBiasError: ${error}`);
+  console.log('CommonJS:', device.info.isa, out.shape.join('x'));
+});
+JS
+cat > use.mjs <<'JS'
+import { open } from 'attention-bias';
+const device = await open({ device: 'cpu', threads: 1 });
+const slopes = { data: Float32Array.of(1), shape: [1] };
+const bias = await device.bias({ shape: [1, 1, 2, 2], bias: [{ type: 'alibi', slopes }] });
+if (bias.data.join() !== '0,-1,-1,0') throw new Error(`bias is ${bias.data.join()}`);
+console.log('ESM:', bias.shape.join('x'));
+device.close();
+JS
+node use.cjs
+node use.mjs
+npx attention-bias --version
+npx attention-bias smoke
+npx attention-bias demo --out demo
+test -s demo/bev.png
+echo 'package test: 1 passed, 0 failed'
