@@ -35,11 +35,20 @@ function requireArgs<T extends CallOptions>(args: T): T {
   throw expected('ERR_VALUE', 'an object', 'the arguments', given === null ? 'null' : typeof given);
 }
 
+/** An output that the caller gave, as it is now: what becomes of the caller's object meanwhile changes nothing. */
+function keep(given: TensorLike | undefined): TensorLike | undefined {
+  if (given instanceof Tensor || typeof given !== 'object') return given;
+  const { data, shape } = given;
+  return { data, shape: Array.isArray(shape) ? [...(shape as readonly number[])] : shape };
+}
+
 /** The device over the native CPU backend. Arguments are checked there, not here. */
 export class CpuDevice implements Device {
   readonly info: CpuInfo;
   readonly #binding: NativeBinding;
   readonly #native: NativeDevice;
+  /** Operations under way by their signal: one listener a signal, however many operations share it. */
+  readonly #signals = new Map<AbortSignal, { ids: Set<number>; abort: () => void }>();
   #closed = false;
   #calls = 0;
 
@@ -57,7 +66,7 @@ export class CpuDevice implements Device {
 
   from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>> {
     this.#requireOpen();
-    return wrapTensor(this.#binding, data, shape ?? [data.length]);
+    return wrapTensor(this.#binding, data, shape ?? [(Object(data) as A).length]);
   }
 
   async attention(args: AttentionArgs): Promise<AttentionResult> {
@@ -102,18 +111,17 @@ export class CpuDevice implements Device {
     if (signal?.aborted) {
       throw new AttentionBiasError('ERR_ABORTED', 'the operation was aborted', { cause: signal.reason });
     }
+    const kept = Object.entries<TensorLike | undefined>(outputs).map(
+      ([name, given]) => [name, keep(given)] as const,
+    );
     const id = ++this.#calls;
-    const abort = (): void => {
-      this.#native.abort(id);
-    };
     try {
       const pending = this.#native[operation](id, rest);
-      signal?.addEventListener('abort', abort, { once: true });
+      if (signal) this.#watch(signal, id);
       const made = await pending;
-      const results = Object.entries<TensorLike | undefined>(outputs).map(([name, given]) => {
+      const results = kept.map(([name, given]) => {
         const tensor = made[name];
-        if (tensor !== undefined)
-          return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
+        if (tensor) return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
         if (given instanceof Tensor || given === undefined) return [name, given];
         return [name, wrapTensor(this.#binding, given.data, given.shape)];
       });
@@ -121,7 +129,29 @@ export class CpuDevice implements Device {
     } catch (error) {
       throw fromNative(error, signal?.aborted ? { cause: signal.reason } : undefined);
     } finally {
-      signal?.removeEventListener('abort', abort);
+      if (signal) this.#unwatch(signal, id);
     }
+  }
+
+  #watch(signal: AbortSignal, id: number): void {
+    let watched = this.#signals.get(signal);
+    if (!watched) {
+      const ids = new Set<number>();
+      const abort = (): void => {
+        for (const one of ids) this.#native.abort(one);
+      };
+      watched = { ids, abort };
+      this.#signals.set(signal, watched);
+      signal.addEventListener('abort', abort, { once: true });
+    }
+    watched.ids.add(id);
+    if (signal.aborted) this.#native.abort(id); // by a getter of the arguments
+  }
+
+  #unwatch(signal: AbortSignal, id: number): void {
+    const watched = this.#signals.get(signal);
+    if (!watched?.ids.delete(id) || watched.ids.size > 0) return;
+    this.#signals.delete(signal);
+    signal.removeEventListener('abort', watched.abort);
   }
 }

@@ -9,11 +9,11 @@ export interface OpenOptions {
    * `auto`: the fastest there is, without an error. A device that is asked for by name never falls back to another.
    * Default: ATTENTION_BIAS_DEVICE, else `auto`.
    */
-  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /** CPU threads, 1 to 1024; default ATTENTION_BIAS_THREADS, else the cores that this process may use. */
-  threads?: number;
+  threads?: number | undefined;
   /** default precision of this device's operations; `f32`, the only one on the CPU */
-  precision?: Precision;
+  precision?: Precision | undefined;
 }
 
 export interface CpuInfo {

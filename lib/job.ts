@@ -5,6 +5,7 @@ import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
 import type { Device } from './device.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
+import { showJson } from './formats/json.js';
 import { fieldPath } from './formats/schema.js';
 import { openSafetensors, type SafetensorsFile } from './formats/safetensors.js';
 import type { Tensor } from './tensor.js';
@@ -50,7 +51,7 @@ function withTensors<T>(value: T, loaded: ReadonlyMap<string, HostTensor>): Load
   return replace(value) as Loaded<T>;
 }
 
-const named = ({ field, ref }: Use): string => `${field} (tensor ${JSON.stringify(ref.tensor)})`;
+const named = ({ field, ref }: Use): string => `${field} (tensor ${showJson(ref.tensor)})`;
 
 /** What a file's header says already. ERR_FORMAT, ERR_DTYPE, ERR_SHAPE. */
 function checkUse(use: Use, file: SafetensorsFile): void {
@@ -58,12 +59,19 @@ function checkUse(use: Use, file: SafetensorsFile): void {
   const entry = file.tensors.get(tensor);
   if (!entry) {
     const names = [...file.tensors.keys()];
-    const some = names.slice(0, 8).join(', ') + (names.length > 8 ? ', …' : '');
-    throw expected('ERR_FORMAT', `a tensor of ${file.path} (${some})`, use.field, JSON.stringify(tensor));
+    const some =
+      names
+        .slice(0, 8)
+        .map((name) => name.slice(0, 80))
+        .join(', ') + (names.length > 8 ? ', …' : '');
+    throw expected('ERR_FORMAT', `a tensor of ${file.path} (${some})`, use.field, showJson(tensor));
   }
   const shape = `[${entry.shape.join(', ')}]`;
   if (!dtypes.includes(entry.dtype)) {
     throw expected('ERR_DTYPE', dtypes.join(' or '), named(use), `${entry.dtype} ${shape}`);
+  }
+  if (entry.shape.length < 1 || entry.shape.length > 8) {
+    throw expected('ERR_SHAPE', '1 to 8 dimensions', named(use), `${entry.shape.length}`);
   }
   if (entry.shape.includes(0)) throw expected('ERR_SHAPE', 'dimensions of at least 1', named(use), shape);
 }

@@ -42,10 +42,10 @@ function local(): NativeBinding {
     const absent = cause instanceof Error && cause.message.includes('Could not locate the bindings file');
     throw broken(
       absent
-        ? 'the native addon was not built (npm 12 and later run the install scripts of dependencies only where they are allowed)'
+        ? 'the native addon was not built (npm runs the install scripts of dependencies only where they are allowed)'
         : 'the native addon does not load',
       absent ? undefined : cause,
-      'npm rebuild attention-bias --foreground-scripts',
+      `node ${JSON.stringify(join(root, 'scripts/install.js'))}`,
     );
   }
 }

@@ -22,10 +22,13 @@ function setting(option: unknown, name: string, variable: string): Setting | und
   return value === undefined || value === '' ? undefined : { value, name: variable };
 }
 
-const show = (value: unknown): string => (typeof value === 'string' ? JSON.stringify(value) : String(value));
+function show(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value);
+  return typeof value === 'object' && value !== null ? 'an object' : String(value);
+}
 
 function requireKnownOptions(options: unknown): asserts options is OpenOptions {
-  if (typeof options !== 'object' || options === null)
+  if (typeof options !== 'object' || options === null || Array.isArray(options))
     throw expected('ERR_VALUE', 'an object', 'the options of open', show(options));
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name));
   if (unknown !== undefined) {
@@ -51,7 +54,8 @@ function requireDevice(device: Setting | undefined): void {
 function threadCount(threads: Setting | undefined): number {
   if (threads === undefined) return Math.min(availableParallelism(), maxThreads);
   const { value, name } = threads;
-  const count = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
+  const fromEnvironment = name !== 'threads' && typeof value === 'string' && /^\d+$/.test(value);
+  const count = fromEnvironment ? Number(value) : value;
   if (typeof count === 'number' && Number.isInteger(count) && count >= 1 && count <= maxThreads) return count;
   throw expected('ERR_VALUE', `an integer from 1 to ${String(maxThreads)}`, name, show(value));
 }

@@ -39,6 +39,7 @@ function tensor(shape: number[], next: (i: number) => number): { data: Float32Ar
 
 /** ‖got − want‖ / ‖want‖; NaN, which passes no tolerance, where infinities or NaN stand in different places. */
 function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  if (got.length !== want.length) return NaN;
   let difference = 0;
   let norm = 0;
   for (let i = 0; i < want.length; i++) {

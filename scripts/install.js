@@ -1,9 +1,10 @@
 // Builds the addon: with cmake-js where CMake is there (CUDA too where a toolkit works), else with npm's own node-gyp and
-// binding.gyp (CPU backend only). Downloads nothing. ATTENTION_BIAS_BUILD=cmake|gyp|skip forces a way.
+// binding.gyp (CPU backend only). Downloads nothing. ATTENTION_BIAS_BUILD=cmake|gyp|skip forces a way;
+// ATTENTION_BIAS_CUDA=on|off makes CUDA a must, or leaves it out.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
-const { existsSync } = require('node:fs');
+const { existsSync, realpathSync } = require('node:fs');
 const { availableParallelism } = require('node:os');
 const { dirname, join } = require('node:path');
 
@@ -15,7 +16,21 @@ function fail(text) {
   process.exit(1);
 }
 
-const works = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+/** The first line that a command prints; undefined where it fails. Through a shell, since CXX may be "ccache g++". */
+function firstLine(command) {
+  const { status, stdout } = spawnSync(command, {
+    shell: true,
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  return status === 0 ? stdout.split('\n')[0] : undefined;
+}
+
+/** Whether there is a CMake of at least 3.18. */
+function hasCmake() {
+  const [, major, minor] = /(\d+)\.(\d+)/.exec(firstLine('cmake --version') ?? '') ?? [];
+  return Number(major) > 3 || (Number(major) === 3 && Number(minor) >= 18);
+}
 
 function run(command, args) {
   const result = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
@@ -34,47 +49,76 @@ function nodeGyp() {
   return candidates.find((path) => path && existsSync(path));
 }
 
-/** Headers that lie beside this node, so that node-gyp need not download them. */
+/** Where node's headers lie on this machine, so that node-gyp does not download them. */
 function nodeDirectory() {
-  const prefix = join(dirname(process.execPath), '..');
-  return existsSync(join(prefix, 'include/node/node_api.h')) ? [`--nodedir=${prefix}`] : [];
+  const candidates = [process.env.npm_config_nodedir, join(dirname(realpathSync(process.execPath)), '..')];
+  return candidates.find((folder) => folder && existsSync(join(folder, 'include/node/node_api.h')));
 }
 
 function withCmake() {
   const cmakeJs = require.resolve('cmake-js/bin/cmake-js');
   const jobs = String(availableParallelism());
   // `rebuild`, since `build` reuses a stale cache: of another Node.js, or of a toolkit that is gone.
-  return run(process.execPath, [cmakeJs, 'rebuild', '--directory', root, '--parallel', jobs]);
+  const cuda = process.env.ATTENTION_BIAS_CUDA;
+  const options = cuda ? [`--CDATTENTION_BIAS_CUDA=${cuda}`] : [];
+  return run(process.execPath, [cmakeJs, 'rebuild', '--directory', root, '--parallel', jobs, ...options]);
 }
 
 function withGyp() {
   const script = nodeGyp();
   if (!script) return 'npm brings no node-gyp here';
-  return run(process.execPath, [script, 'rebuild', '--directory', root, '--jobs', 'max', ...nodeDirectory()]);
+  const headers = nodeDirectory();
+  if (!headers) {
+    return "node's headers (include/node) are not on this machine: install CMake, or name their folder by npm_config_nodedir";
+  }
+  return run(process.execPath, [
+    script,
+    'rebuild',
+    '--directory',
+    root,
+    '--jobs',
+    'max',
+    `--nodedir=${headers}`,
+  ]);
 }
 
 function main() {
-  const way = process.env.ATTENTION_BIAS_BUILD || (works('cmake', '--version') ? 'cmake' : 'gyp');
-  if (way === 'skip') return say('ATTENTION_BIAS_BUILD=skip: the addon is not built');
-  if (way !== 'cmake' && way !== 'gyp') {
-    fail(`expected cmake, gyp or skip for ATTENTION_BIAS_BUILD but received ${way}`);
+  const chosen = process.env.ATTENTION_BIAS_BUILD;
+  if (chosen === 'skip') return say('ATTENTION_BIAS_BUILD=skip: the addon is not built');
+  if (chosen && chosen !== 'cmake' && chosen !== 'gyp') {
+    fail(`expected cmake, gyp or skip for ATTENTION_BIAS_BUILD but received ${chosen}`);
   }
-  if (!works(process.env.CXX || 'c++', '--version') && !works('g++', '--version')) {
-    fail(
-      'no C++ compiler was found. On Debian and Ubuntu: apt-get install g++ make; then: npm rebuild attention-bias',
-    );
+  const cuda = process.env.ATTENTION_BIAS_CUDA;
+  if (cuda && !['auto', 'on', 'off'].includes(cuda)) {
+    fail(`expected auto, on or off for ATTENTION_BIAS_CUDA but received ${cuda}`);
   }
-  say(way === 'cmake' ? 'building with CMake' : 'building with node-gyp, the CPU backend only');
-  const problem = way === 'cmake' ? withCmake() : withGyp();
+  if (![process.env.CXX, 'c++', 'g++'].some((compiler) => compiler && firstLine(`${compiler} --version`))) {
+    const again = `node ${JSON.stringify(__filename)}`;
+    fail(`no C++ compiler was found. On Debian and Ubuntu: apt-get install g++ make; then: ${again}`);
+  }
+  let way = chosen || (hasCmake() ? 'cmake' : 'gyp');
+  if (way === 'gyp' && cuda === 'on')
+    fail('ATTENTION_BIAS_CUDA=on needs CMake 3.18 or later (apt-get install cmake)');
+  let problem = build(way);
+  if (problem && way === 'cmake' && !chosen && cuda !== 'on') {
+    say(`the build with CMake failed (${problem}); its first error above names the cause`);
+    problem = build((way = 'gyp'));
+  }
   if (problem) {
     fail(
       `the build failed (${problem}); its first error above names the cause. ` +
-        `Needed: a C++17 compiler (GCC 11 or Clang 14 and later) and make, or CMake 3.18 and later` +
-        (way === 'gyp' ? ' (apt-get install g++ make python3)' : '; ATTENTION_BIAS_CUDA=off leaves CUDA out'),
+        'Needed: a C++17 compiler (GCC 11 or Clang 14 and later) and make, with CMake 3.18 and later or python3 ' +
+        '(apt-get install g++ make python3); ATTENTION_BIAS_CUDA=off leaves CUDA out',
     );
   }
   const built = join(root, 'build/Release/attention_bias.node');
   if (!existsSync(built)) fail(`the build ended without ${built}`);
+}
+
+/** What is wrong, or undefined. */
+function build(way) {
+  say(way === 'cmake' ? 'building with CMake' : 'building with node-gyp, the CPU backend only');
+  return way === 'cmake' ? withCmake() : withGyp();
 }
 
 main();

@@ -1,4 +1,4 @@
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 
 import type { AttentionArgs } from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
@@ -154,6 +154,12 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
   ])('%j', (job, sentence) => {
     expect(refusal(job)).toBe(sentence);
+  });
+
+  test('many wrong fields are a few sentences', () => {
+    const line = refusal({ ...attention, bias: Array.from({ length: 1000 }, () => ({ type: 'x' })) });
+    expect(line).toMatch(/bias\[0\].*bias\[1\].*bias\[2\].*; and 997 more$/);
+    expect(line.length).toBeLessThan(1000);
   });
 
   test('long values are cut', () => {
@@ -361,6 +367,29 @@ describe('runJob', () => {
 });
 
 describe('run', () => {
+  test('does not write over its inputs', async () => {
+    await using folder = await temporaryFolder();
+    const job = folder.file('job.json');
+    await writeSafetensors(folder.file('t.safetensors'), {
+      slopes: { data: Float32Array.of(1), shape: [1] },
+    });
+    const text = JSON.stringify({
+      op: 'bias',
+      tensors: 't.safetensors',
+      shape: [1, 1, 2, 2],
+      bias: [{ type: 'alibi', slopes: 'slopes' }],
+    });
+    await writeFile(job, text);
+    const options = { job, device: 'cpu', precision: undefined, threads: undefined };
+    for (const out of [job, folder.file('./t.safetensors')]) {
+      await expect(run({ ...options, out })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+    }
+    await expect(run({ ...options, out: '' })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+    expect(await readFile(job, 'utf8')).toBe(text);
+    await run({ ...options, out: folder.file('out.safetensors') });
+    expect(await folder.names()).toEqual(['job.json', 'out.safetensors', 't.safetensors']);
+  });
+
   /** Attention of so many tokens with themselves. */
   async function selfAttention(tokens: number, { file }: { file: (name: string) => string }): Promise<void> {
     const x = {

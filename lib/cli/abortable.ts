@@ -1,7 +1,9 @@
 import { AttentionBiasError } from '../errors.js';
 
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
 /**
- * Calls `work` with a signal that Ctrl-C (SIGINT) and SIGTERM abort, so that it can take back what it has half done; then
+ * Calls `work` with a signal that Ctrl-C (SIGINT), SIGTERM and SIGHUP abort, so that it can take back what it has half done; then
  * the process ends by that same signal, as its parent expects. A second Ctrl-C ends it at once.
  */
 export async function abortable<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
@@ -9,12 +11,10 @@ export async function abortable<T>(work: (signal: AbortSignal) => Promise<T>): P
   let received: NodeJS.Signals | undefined;
   const abort = (signal: NodeJS.Signals): void => {
     received = signal;
-    process.off('SIGINT', abort);
-    process.off('SIGTERM', abort);
+    for (const name of SIGNALS) process.off(name, abort);
     controller.abort(new Error(signal));
   };
-  process.on('SIGINT', abort);
-  process.on('SIGTERM', abort);
+  for (const name of SIGNALS) process.on(name, abort);
   try {
     return await work(controller.signal);
   } catch (error) {
@@ -24,7 +24,6 @@ export async function abortable<T>(work: (signal: AbortSignal) => Promise<T>): P
     }
     throw error;
   } finally {
-    process.off('SIGINT', abort);
-    process.off('SIGTERM', abort);
+    for (const name of SIGNALS) process.off(name, abort);
   }
 }

@@ -17,11 +17,7 @@ export const deviceOptions = {
 
 /** Opens the device; errors are those of `open`. */
 export async function openDevice({ device, precision, threads }: DeviceOptions): Promise<Device> {
-  return open({
-    ...(device === undefined ? {} : { device: device as NonNullable<OpenOptions['device']> }),
-    ...(precision === undefined ? {} : { precision }),
-    ...(threads === undefined ? {} : { threads }),
-  });
+  return open({ device: device as OpenOptions['device'], precision, threads });
 }
 
 /** A device in a few words. */

@@ -1,6 +1,7 @@
 import { arch, availableParallelism, release, totalmem } from 'node:os';
 import type { CommandModule } from 'yargs';
-import type { CudaStatus } from '../binding.js';
+import type { CudaStatus, NativeBinding } from '../binding.js';
+import { AttentionBiasError } from '../errors.js';
 import { native } from '../native.js';
 import { open } from '../open.js';
 import { selfTest } from '../self-test.js';
@@ -12,14 +13,16 @@ export interface Diagnosis {
   system: string;
   cores: number;
   memoryBytes: number;
-  processor: string;
-  compiler: string;
-  isas: string[];
-  isa: string;
-  threads: number;
-  cuda: CudaStatus;
+  /** why the addon does not load, and what mends it; with it, nothing of what follows */
+  problem?: string;
+  processor?: string;
+  compiler?: string;
+  isas?: string[];
+  isa?: string;
+  threads?: number;
+  cuda?: CudaStatus;
   /** the numeric self-test of the CPU backend: what failed */
-  failures: string[];
+  failures?: string[];
 }
 
 interface ReportHeader {
@@ -32,27 +35,36 @@ function system(): string {
   return `${process.platform} ${release()} ${arch()}${libc}`;
 }
 
-/** What this machine, this binary and its backends are. Throws ERR_DEVICE where the addon does not load. */
+/** What this machine, this binary and its backends are. */
 export async function diagnose(): Promise<Diagnosis> {
-  const binding = native();
-  const info = binding.info();
-  using device = await open({ device: 'cpu' });
-  const results = await selfTest(device);
-  return {
+  const machine = {
     package: packageVersion(),
     node: process.version,
     system: system(),
     cores: availableParallelism(),
     memoryBytes: totalmem(),
-    processor: info.processor,
-    compiler: info.compiler,
-    isas: info.isas,
+  };
+  let binding: NativeBinding;
+  try {
+    binding = native();
+  } catch (error) {
+    if (error instanceof AttentionBiasError) return { ...machine, problem: error.message };
+    throw error;
+  }
+  const { processor, compiler, isas } = binding.info();
+  using device = await open({ device: 'cpu' });
+  const results = await selfTest(device);
+  return {
+    ...machine,
+    processor,
+    compiler,
+    isas,
     isa: device.info.isa,
     threads: device.info.threads,
     cuda: binding.cuda(),
     failures: results
-      .filter((r) => !r.passed)
-      .map((r) => `${r.name}: error ${r.error}, at most ${r.tolerance}`),
+      .filter((result) => !result.passed)
+      .map(({ name, error, tolerance }) => `${name}: error ${error}, at most ${tolerance}`),
   };
 }
 
@@ -77,26 +89,36 @@ function describeCuda(cuda: CudaStatus): string[] {
 }
 
 function describe(d: Diagnosis): string {
-  return [
-    `package     attention-bias ${d.package}, Node.js ${d.node}, built by ${d.compiler}`,
+  const machine = [
+    `package     attention-bias ${d.package}, Node.js ${d.node}`,
     `system      ${d.system}, ${d.cores} cores, ${gib(d.memoryBytes)}`,
-    `processor   ${d.processor}`,
-    `CPU         ${d.isa} of ${d.isas.join(', ')}; ${d.threads} threads`,
-    ...describeCuda(d.cuda),
-    `self-test   ${d.failures.length === 0 ? 'passed' : `FAILED: ${d.failures.join('; ')}`}`,
-    '',
-  ].join('\n');
+  ];
+  const { isas = [], failures = [], cuda } = d;
+  const addon =
+    d.problem !== undefined || !cuda
+      ? [`addon       FAILED: ${d.problem ?? 'unknown'}`]
+      : [
+          `addon       loaded, built by ${d.compiler ?? ''}`,
+          `processor   ${d.processor ?? ''}`,
+          `CPU         ${d.isa ?? ''} of ${isas.join(', ')}; ${d.threads ?? 0} threads`,
+          ...describeCuda(cuda),
+          `self-test   ${failures.length === 0 ? 'passed' : `FAILED: ${failures.join('; ')}`}`,
+        ];
+  return [...machine, ...addon, ''].join('\n');
 }
 
 export const doctorCommand: CommandModule<object, { json: boolean }> = {
   command: 'doctor',
-  describe: 'what this machine offers and whether it computes right; exit code 1 if a self-test fails',
+  describe:
+    'what this machine offers and whether it computes right; exit code 1 if a self-test fails, 3 without the addon',
   builder: (yargs) =>
     yargs.option('json', { type: 'boolean', default: false, describe: 'the same as JSON on stdout' }),
   handler: async ({ json }) => {
     const diagnosis = await diagnose();
     process.stdout.write(json ? `${JSON.stringify(diagnosis)}\n` : describe(diagnosis));
-    const wrong = diagnosis.cuda.devices.some((device) => device.selfTest !== '');
-    if (diagnosis.failures.length > 0 || wrong) process.exitCode = 1;
+    const { problem, failures = [], cuda } = diagnosis;
+    if (problem !== undefined) process.exitCode = 3;
+    else if (failures.length > 0 || cuda?.devices.some(({ selfTest }) => selfTest !== ''))
+      process.exitCode = 1;
   },
 };

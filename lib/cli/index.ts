@@ -10,9 +10,13 @@ import { smokeCommand } from './smoke.js';
 
 const USAGE_ERROR = 2;
 
-/** 3: a device that is not there; 4: a file that can't be opened, read or written; 2: anything else that was asked wrong. */
+/**
+ * 3: a device that is not there; 4: a file that can't be opened, read or written; 1: what this machine lacks otherwise; 2:
+ * anything that was asked wrong.
+ */
 export function exitCode(code: ErrorCode): number {
   if (code === 'ERR_DEVICE') return 3;
+  if (code === 'ERR_MEMORY') return 1;
   return code === 'ERR_IO' ? 4 : USAGE_ERROR;
 }
 
@@ -21,8 +25,19 @@ export function packageVersion(): string {
   return (JSON.parse(readFileSync(path, 'utf8')) as { version: string }).version;
 }
 
-/** One line: messages quote file names and contents, which may hold line breaks. */
-const oneLine = (text: string): string => text.replace(/\s*[\r\n]+\s*/g, ' ');
+const MAX_LINE = 2000;
+
+/** One line of a sensible length: messages quote names and contents of files, which may hold anything. */
+function oneLine(text: string): string {
+  const visible = text
+    .slice(0, 2 * MAX_LINE)
+    .replace(/\s*[\r\n]+\s*/g, ' ')
+    .replace(
+      /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g,
+      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
+    );
+  return visible.length > MAX_LINE ? `${visible.slice(0, MAX_LINE)} …` : visible;
+}
 
 /** Runs the command line and sets the process's exit code. */
 export async function main(args: string[]): Promise<void> {
@@ -40,14 +55,19 @@ export async function main(args: string[]): Promise<void> {
     .recommendCommands()
     .version(packageVersion())
     .wrap(Math.min(110, process.stdout.columns || 110))
+    .locale('en')
+    .parserConfiguration({ 'dot-notation': false, 'duplicate-arguments-array': false })
     .exitProcess(false)
     .fail((message, error) => {
-      // yargs calls this for its own complaints (a message) and for what a handler throws (an error).
-      throw (
-        (error as Error | undefined) ??
-        new AttentionBiasError('ERR_VALUE', `${message} (see attention-bias --help)`)
-      );
+      // yargs calls this for its own complaints (a message, or an error of its own kind) and for what a handler throws.
+      const thrown = error as Error | undefined;
+      if (thrown && thrown.name !== 'YError') throw thrown;
+      throw new AttentionBiasError('ERR_VALUE', `${message} (see attention-bias --help)`);
     });
+  // A reader that has seen enough, as in `attention-bias doctor | head -1`, is no error.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
   try {
     await parser.parseAsync();
   } catch (error) {

@@ -1,6 +1,9 @@
+import { realpath } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import type { CommandModule } from 'yargs';
 
 import type { DeviceInfo } from '../device.js';
+import { expected } from '../errors.js';
 import { checkTarget } from '../formats/atomic.js';
 import { writeSafetensors } from '../formats/safetensors.js';
 import { readJob, runJob } from '../job.js';
@@ -25,11 +28,24 @@ export interface RunSummary {
   ms: { run: number; write: number };
 }
 
+/** Checks the output's path before the work, not after it: it may not be one of the inputs. */
+async function requireApart(out: string, inputs: readonly string[]): Promise<void> {
+  if (out === '') throw expected('ERR_VALUE', 'the path of a file', '--out', 'an empty one');
+  const target = await checkTarget(out);
+  for (const input of inputs) {
+    const path = await realpath(input).catch(() => undefined); // reading it will say what is wrong
+    if (path === target.path) throw expected('ERR_VALUE', 'a file other than the inputs', '--out', out);
+  }
+}
+
 /** Runs a job file and writes its outputs, whole or not at all. Errors are those of `runJob`, `open` and the writer. */
 export async function run(options: RunOptions, signal?: AbortSignal): Promise<RunSummary> {
   const { job: path, out } = options;
   const job = await readJob(path, { signal });
-  await checkTarget(out); // before the work, not after it
+  await requireApart(out, [
+    path,
+    ...(job.tensors === undefined ? [] : [resolve(dirname(path), job.tensors)]),
+  ]);
   using device = await openDevice(options);
   const start = performance.now();
   const outputs = await runJob(path, { device, signal }, job);

@@ -15,6 +15,20 @@ export async function smoke(): Promise<SmokeRow[]> {
     using device = openCpu({ threads: 2, isa });
     for (const result of await selfTest(device)) rows.push({ device: `cpu ${isa}`, ...result });
   }
+  const start = performance.now();
+  const { devices } = native().cuda();
+  devices.forEach(({ name, selfTest: wrong }, i) => {
+    const passed = wrong === '';
+    const ms = (performance.now() - start) / devices.length;
+    rows.push({
+      device: `cuda:${i} ${name}`,
+      name: 'project',
+      passed,
+      error: passed ? 0 : NaN,
+      tolerance: 0,
+      ms,
+    });
+  });
   return rows;
 }
 

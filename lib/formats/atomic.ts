@@ -1,34 +1,47 @@
 /** Files that are written whole or not at all. */
 import { randomUUID } from 'node:crypto';
-import { open, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { open, readlink, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
 
-import { expected } from '../errors.js';
+import { AttentionBiasError, expected } from '../errors.js';
 import { CHUNK_BYTES, ioError, throwIfAborted } from './io.js';
 
 const WHAT = 'a file that can be written';
 
+/** Where a file goes, and the permissions of the one that stands there. */
+export interface Target {
+  readonly path: string;
+  readonly mode: number | undefined;
+}
+
+const MAX_LINKS = 40;
+
 /**
- * Where a file of this path will stand: a link is followed. ERR_IO when something other than a regular file is there
- * (renaming over /dev/null would replace it), or when its folder does not exist.
+ * Where a file of this path will stand: links are followed, also one whose target is not there yet. ERR_IO when something
+ * other than a regular file is there (renaming over /dev/null would replace it), or when its folder does not exist.
  */
-export async function checkTarget(path: string): Promise<string> {
-  let target = path;
-  try {
-    const info = await stat(path);
-    if (!info.isFile())
-      throw expected('ERR_IO', WHAT, path, info.isDirectory() ? 'a folder' : 'a device or a pipe');
-    target = await realpath(path);
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code === 'ERR_IO') throw cause;
-    if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw ioError(WHAT, path, cause);
+export async function checkTarget(path: string): Promise<Target> {
+  let at = path;
+  for (let links = 0; ; ++links) {
+    try {
+      const info = await stat(at);
+      if (!info.isFile())
+        throw expected('ERR_IO', WHAT, path, info.isDirectory() ? 'a folder' : 'a device or a pipe');
+      return { path: await realpath(at), mode: info.mode & 0o7777 };
+    } catch (cause) {
+      if (cause instanceof AttentionBiasError) throw cause;
+      if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw ioError(WHAT, path, cause);
+    }
+    // Nothing there, or a link to nothing.
+    const link = await readlink(at).catch(() => undefined);
+    if (link === undefined || links === MAX_LINKS) break;
+    at = resolve(dirname(at), link);
   }
   try {
-    await stat(dirname(target));
+    return { path: join(await realpath(dirname(at)), basename(at)), mode: undefined };
   } catch (cause) {
     throw ioError('a path in a folder that exists', path, cause);
   }
-  return target;
 }
 
 async function writeChunk(
@@ -61,7 +74,7 @@ export async function writeAtomically(
 ): Promise<void> {
   const { signal } = options;
   const target = await checkTarget(path);
-  const temporary = join(dirname(target), `.attention-bias-${randomUUID()}.tmp`);
+  const temporary = join(dirname(target.path), `.attention-bias-${randomUUID()}.tmp`);
   let file: FileHandle | undefined;
   try {
     throwIfAborted(signal, path);
@@ -71,17 +84,17 @@ export async function writeAtomically(
     for await (const chunk of chunks) {
       await writeChunk(file, new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength), path, signal);
     }
-    const written = file;
-    file = undefined;
     try {
-      await written.sync();
+      if (target.mode !== undefined) await file.chmod(target.mode);
+      await file.sync();
+      const written = file;
+      file = undefined;
+      await written.close();
     } catch (cause) {
       throw ioError(WHAT, path, cause);
-    } finally {
-      await written.close();
     }
     throwIfAborted(signal, path);
-    await rename(temporary, target).catch((cause: unknown) => {
+    await rename(temporary, target.path).catch((cause: unknown) => {
       throw ioError(WHAT, path, cause);
     });
   } catch (error) {

@@ -2,6 +2,7 @@
  * NumPy's .npy and .npz files. npyjs makes and reads the arrays and fflate the archives; neither checks what it is
  * given, so every header, size and name is checked here first.
  */
+import { crc32 } from 'node:zlib';
 import { unzipSync, zipSync, type Zippable } from 'fflate';
 
 import { AttentionBiasError, expected } from '../errors.js';
@@ -29,6 +30,7 @@ const DESCRIPTORS: ReadonlyMap<string, { bytes: number; dtype: DType }> = new Ma
 /** Deflate can't make anything smaller than this by more; an archive that says so would only fill the memory. */
 const MAX_DEFLATE_RATIO = 1040;
 const MAX_ZIP_BYTES = 2 ** 32 - 1;
+const MAX_NAME_BYTES = 2 ** 16 - 16;
 
 interface NpyHeader {
   descriptor: string;
@@ -166,6 +168,29 @@ export async function writeNpy(
   await writeAtomically(path, [npyBytes(tensor, path)], options);
 }
 
+/** The CRC-32 of each entry by its name, from the archive's central directory; fflate, which reads it too, checks none. */
+function checksums(archive: Uint8Array): Map<string, number> {
+  const view = new DataView(archive.buffer, archive.byteOffset, archive.byteLength);
+  const found = new Map<string, number>();
+  let end = archive.length - 22;
+  while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) --end;
+  if (end < 0) return found;
+  let at = view.getUint32(end + 16, true);
+  while (at + 46 <= end && view.getUint32(at, true) === 0x02014b50) {
+    const [name, extra, comment] = [28, 30, 32].map((offset) => view.getUint16(at + offset, true)) as [
+      number,
+      number,
+      number,
+    ];
+    found.set(
+      Buffer.from(archive.subarray(at + 46, at + 46 + name)).toString(),
+      view.getUint32(at + 16, true),
+    );
+    at += 46 + name + extra + comment;
+  }
+  return found;
+}
+
 /**
  * Reads the arrays of a .npz archive (stored or deflated, up to 4 GiB) by their names; entries that don't end in .npy
  * are left out. Errors as `readNpy`.
@@ -199,8 +224,18 @@ export async function readNpz(
     error.cause = cause;
     throw error;
   }
+  const expectedSums = checksums(archive);
   return new Map(
     Object.entries(files).map(([file, bytes]) => {
+      const sum = crc32(bytes);
+      const wanted = expectedSums.get(file);
+      if (sum !== wanted) {
+        throw badFormat(
+          `contents of CRC-32 ${wanted}`,
+          `${path} ${JSON.stringify(file)}`,
+          `${sum}: a damaged archive`,
+        );
+      }
       const name = file.slice(0, -'.npy'.length);
       // A buffer of its own: npyjs reads to the end of what it gets.
       return [name, parseNpy(new Uint8Array(bytes).buffer, `${path} ${JSON.stringify(name)}`)];
@@ -217,6 +252,14 @@ export async function writeNpz(
   const files: Zippable = {};
   let total = 0;
   for (const [name, tensor] of Object.entries(tensors)) {
+    if (Buffer.byteLength(name) > MAX_NAME_BYTES) {
+      throw expected(
+        'ERR_VALUE',
+        `names of at most ${MAX_NAME_BYTES} bytes`,
+        path,
+        `${name.length} characters`,
+      );
+    }
     total += tensor.data.byteLength + 2 * name.length + 512;
     if (total > MAX_ZIP_BYTES)
       throw expected('ERR_VALUE', 'tensors of at most 4 GiB together', path, `${total} bytes`);

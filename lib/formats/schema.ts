@@ -6,6 +6,7 @@ import { readWhole } from './io.js';
 import { decodeUtf8, parseJson, showJson, type Json } from './json.js';
 
 const MAX_BYTES = 64 * 2 ** 20;
+const MAX_SENTENCES = 3;
 
 export const number = z.number({ error: 'a number' });
 export const integer = z.int({ error: 'an integer' });
@@ -19,7 +20,9 @@ export function fields<Shape extends z.ZodRawShape>(shape: Shape) {
 
 /** A field's path as people write it: bias[0].segments[1].weights; `whole` for the file itself. */
 export function fieldPath(path: readonly PropertyKey[], whole: string): string {
-  const text = path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('');
+  const part = (key: PropertyKey): string =>
+    typeof key === 'number' ? `[${key}]` : `.${String(key).slice(0, 80)}`;
+  const text = path.map(part).join('');
   return text.replace(/^\./, '') || whole;
 }
 
@@ -50,7 +53,9 @@ export function parseWith<T>(schema: z.ZodType<T>, text: string, path: string, w
   const json = parseJson(text, path);
   const result = schema.safeParse(json);
   if (result.success) return result.data;
-  const words = sentences(result.error.issues, json, whole).join('; ');
+  const all = sentences(result.error.issues, json, whole);
+  const more = all.length > MAX_SENTENCES ? `; and ${all.length - MAX_SENTENCES} more` : '';
+  const words = all.slice(0, MAX_SENTENCES).join('; ') + more;
   throw new AttentionBiasError('ERR_FORMAT', `${path}: ${words}`);
 }
 

@@ -106,16 +106,25 @@ export function patchStatistics({ rgb }: InputImage): Float32Array {
 
 /** Mean 0 and variance 1 for each statistic over the cells that hold something; the others become 0. */
 function standardise(statistics: Float32Array, holds: (cell: number) => boolean): void {
-  const cells = Array.from({ length: statistics.length / STATISTICS }, (_, cell) => cell);
-  const used = cells.filter(holds);
+  const cells = statistics.length / STATISTICS;
+  const held = Uint8Array.from({ length: cells }, (_, cell) => Number(holds(cell)));
+  const count = Math.max(
+    1,
+    held.reduce((a, b) => a + b, 0),
+  );
   for (let s = 0; s < STATISTICS; ++s) {
-    const values = used.map((cell) => statistics[cell * STATISTICS + s]!);
-    const mean = values.reduce((a, b) => a + b, 0) / Math.max(1, values.length);
-    const variance = values.reduce((a, b) => a + (b - mean) ** 2, 0) / Math.max(1, values.length);
+    let mean = 0;
+    for (let cell = 0; cell < cells; ++cell) {
+      if (held[cell]) mean += statistics[cell * STATISTICS + s]! / count;
+    }
+    let variance = 0;
+    for (let cell = 0; cell < cells; ++cell) {
+      if (held[cell]) variance += (statistics[cell * STATISTICS + s]! - mean) ** 2 / count;
+    }
     const factor = variance > 0 ? 1 / Math.sqrt(variance) : 0;
-    for (const cell of cells) {
+    for (let cell = 0; cell < cells; ++cell) {
       const at = cell * STATISTICS + s;
-      statistics[at] = holds(cell) ? (statistics[at]! - mean) * factor : 0;
+      statistics[at] = held[cell] ? (statistics[at]! - mean) * factor : 0;
     }
   }
 }
@@ -133,13 +142,23 @@ function lift(
     { length: STATISTICS * CHANNELS },
     () => normalFrom(random) / Math.sqrt(STATISTICS),
   );
+  const row = new Float64Array(CHANNELS);
   for (let cell = 0; cell < statistics.length / STATISTICS; ++cell) {
-    for (let channel = 0; channel < CHANNELS; ++channel) {
-      let sum = 0;
-      for (let s = 0; s < STATISTICS; ++s)
-        sum += statistics[cell * STATISTICS + s]! * matrix[s * CHANNELS + channel]!;
-      features[featureAt(channel, start + cell, keys)] = sum;
+    row.fill(0);
+    for (let s = 0; s < STATISTICS; ++s) {
+      const value = statistics[cell * STATISTICS + s]!;
+      for (let channel = 0; channel < CHANNELS; ++channel)
+        row[channel]! += value * matrix[s * CHANNELS + channel]!;
     }
+    writeKey(row, start + cell, features, keys);
+  }
+}
+
+/** Writes the channels of a key to its places in [HEADS, keys, HEAD_DIM]. */
+function writeKey(channels: ArrayLike<number>, key: number, features: Float32Array, keys: number): void {
+  for (let head = 0; head < HEADS; ++head) {
+    const at = (head * keys + key) * HEAD_DIM;
+    for (let d = 0; d < HEAD_DIM; ++d) features[at + d] = channels[head * HEAD_DIM + d]!;
   }
 }
 
@@ -228,16 +247,17 @@ export async function readFeatures(
     { name: 'bev', views: 1, grid: BEV_SHAPE, cells: BEV_CELLS, start: 0 },
     { name: 'camera', views, grid: FEATURE_SHAPE, cells: CAMERA_CELLS, start: BEV_CELLS },
   ];
+  const channels = new Float32Array(CHANNELS);
   for (const part of parts) {
     const { map, channelsFirst } = await readMap(file, part.name, part.views, part.grid, signal);
     const [cellStep, channelStep] = channelsFirst ? [1, part.cells] : [CHANNELS, 1];
     for (let view = 0; view < part.views; ++view) {
       const from = view * part.cells * CHANNELS;
       for (let cell = 0; cell < part.cells; ++cell) {
-        const key = part.start + view * part.cells + cell;
         for (let channel = 0; channel < CHANNELS; ++channel) {
-          features[featureAt(channel, key, keys)] = map.data[from + cell * cellStep + channel * channelStep]!;
+          channels[channel] = map.data[from + cell * cellStep + channel * channelStep]!;
         }
+        writeKey(channels, part.start + view * part.cells + cell, features, keys);
       }
     }
   }
@@ -272,9 +292,6 @@ export function queryContent(
 export function splitHeads(rows: Float32Array, heads: Float32Array): void {
   const count = rows.length / CHANNELS;
   for (let row = 0; row < count; ++row) {
-    for (let head = 0; head < HEADS; ++head) {
-      const from = row * CHANNELS + head * HEAD_DIM;
-      heads.set(rows.subarray(from, from + HEAD_DIM), (head * count + row) * HEAD_DIM);
-    }
+    writeKey(rows.subarray(row * CHANNELS, (row + 1) * CHANNELS), row, heads, count);
   }
 }

@@ -147,7 +147,8 @@ export async function readImage(frame: Frame, camera: Camera, signal?: AbortSign
     error.cause = cause;
     throw error;
   };
-  const { width: fileWidth, height: fileHeight } = await sharp(bytes).metadata().catch(refuse);
+  const decode = async () => sharp(bytes).metadata();
+  const { width: fileWidth, height: fileHeight } = await decode().catch(refuse);
   if (fileWidth !== imageWidth || fileHeight !== imageHeight) {
     const what = `an image of ${imageWidth}×${imageHeight} pixels, as imageShape of ${frame.path} has it,`;
     throw expected('ERR_FORMAT', what, camera.file, `${fileWidth}×${fileHeight}`);

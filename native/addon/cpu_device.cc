@@ -61,12 +61,14 @@ Napi::Value CpuDevice::start(const Napi::CallbackInfo& info, const char* name, R
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     if (closed_) throw closed_error();
+    const int64_t id = operation_id(info);
+    if (operations_.count(id) != 0) throw expected(ErrorCode::kValue, "a new id", "the call", "one in use");
     auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(),
                                                  environment_->account());
     if (closed_) throw closed_error();  // by a getter of the arguments
     const Napi::Promise promise = operation->promise();
     dispatcher_->push(operation.get());
-    operations_[operation_id(info)] = std::move(operation);
+    operations_[id] = std::move(operation);
     environment_->operation_started();
     Ref();  // a device with operations under way is not garbage
     return promise;

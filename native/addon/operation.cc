@@ -77,10 +77,10 @@ void Operation::finish(Napi::Env env, Buffers* buffers) {
   try {
     arguments_.require_attached(env);
     deferred_.Resolve(outputs_.to_js(env, buffers));
-  } catch (const Error& error) {
-    reject(env, error);
   } catch (const Napi::Error& error) {
     deferred_.Reject(error.Value());
+  } catch (const std::exception& exception) {
+    reject(env, to_error(exception));
   }
 }
 

@@ -21,6 +21,10 @@ class __attribute__((visibility("default"))) ArrayBuffer {
 
 namespace attention_bias::addon {
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Waddress"  // weak: the address may be null
+#endif
+
 std::shared_ptr<void> pin_memory(napi_env env, napi_value buffer) {
   if (&v8::ArrayBuffer::GetBackingStore == nullptr || &v8::ArrayBuffer::New == nullptr) return nullptr;
   bool is_array_buffer = false;

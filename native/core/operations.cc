@@ -1,12 +1,11 @@
 #include "core/operations.h"
 
 #include <cmath>
+#include <cstdio>
 
 namespace attention_bias {
 
 namespace {
-
-constexpr int64_t kMaxHeadDim = 8192;
 
 void require_rank(const TensorView& view, size_t rank, const char* letters) {
   if (view.dtype != DType::kFloat32) {
@@ -50,8 +49,11 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
     throw expected(ErrorCode::kShape, "a head dim of at most " + std::to_string(kMaxHeadDim), value.name,
                    to_string(value.shape));
   }
-  if (std::isinf(scale))
-    throw expected(ErrorCode::kValue, "a finite number", "scale", scale > 0 ? "Infinity" : "-Infinity");
+  if (std::isinf(static_cast<float>(scale))) {
+    char text[32];
+    snprintf(text, sizeof text, "%.9g", scale);
+    throw expected(ErrorCode::kValue, "a finite float32", "scale", text);
+  }
   p.scale = std::isnan(scale) ? 1 / std::sqrt(static_cast<double>(p.head_dim)) : scale;
   p.query = query.f32();
   p.key = key.f32();

@@ -368,12 +368,14 @@ void Program::add_low_rank(const TensorView& query_factors, const TensorView& ke
           "[1|B, 1|H, Q, R]");
   require(key_factors, DType::kFloat32, {one_or(e.batch), one_or(e.heads), dim(e.keys), dim(rank)},
           "[1|B, 1|H, K, R]");
-  if (rank >= (int64_t{1} << 31))
-    throw expected(ErrorCode::kShape, "a rank below 2^31", query_factors.name,
+  if (rank > kMaxHeadDim) {
+    throw expected(ErrorCode::kShape, "a rank of at most " + std::to_string(kMaxHeadDim), query_factors.name,
                    to_string(query_factors.shape));
+  }
   require_finite(query_factors);
   require_finite(key_factors);
   const BroadcastStrides q = broadcast_strides(query_factors.shape), k = broadcast_strides(key_factors.shape);
+  low_rank_dims_ += rank;
   Term term = term_of(TermType::kLowRank);
   term.low_rank = {query_factors.f32(),
                    key_factors.f32(),

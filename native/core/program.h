@@ -72,6 +72,9 @@ class Program {
   const Term* term_data() const;
   int term_count() const;
 
+  // Σ rank of the lowRank terms.
+  int64_t low_rank_dims() const { return low_rank_dims_; }
+
   // Whether the bias differs between batch rows or heads, by the terms' types and their tensors' shapes.
   bool depends_on_batch() const { return depends_on_batch_; }
   bool depends_on_head() const { return depends_on_head_; }
@@ -81,6 +84,7 @@ class Program {
 
   Extent extent_;
   std::vector<Term> terms_;
+  int64_t low_rank_dims_ = 0;
   bool depends_on_batch_ = false;
   bool depends_on_head_ = false;
   // What terms point to. A deque never moves its elements.

@@ -5,7 +5,7 @@ namespace attention_bias {
 namespace {
 
 constexpr int64_t kMaxElements = int64_t{1} << 53;
-constexpr int64_t kMaxPositions = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxPositions = int64_t{1} << 30;
 
 bool fits(const Shape& shape, const std::vector<Dim>& dims) {
   if (shape.size() != dims.size()) return false;
@@ -74,7 +74,7 @@ void require_extent(const Extent& e, const std::string& name) {
   const Shape shape = {e.batch, e.heads, e.queries, e.keys};
   element_count(shape, name);
   if (e.queries > kMaxPositions || e.keys > kMaxPositions) {
-    throw expected(ErrorCode::kShape, "fewer than 2^31 queries and keys", name, to_string(shape));
+    throw expected(ErrorCode::kShape, "at most 2^30 queries and keys", name, to_string(shape));
   }
 }
 

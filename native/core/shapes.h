@@ -49,7 +49,11 @@ inline Dim one_or(int64_t size) { return {size, true}; }
 // H, Q, D]".
 void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
 
-// The sizes that a bias spans. All at least 1; queries and keys below 2^31.
+// Of query, key and value, and the rank of a lowRank term.
+constexpr int64_t kMaxHeadDim = 8192;
+
+// The sizes that a bias spans. All at least 1; queries and keys at most 2^30, so that positions with a tile
+// or a grid's row added still fit 32 bits.
 struct Extent {
   int64_t batch = 1;
   int64_t heads = 1;

@@ -6,8 +6,9 @@
 //   value<Real>(column, q)  the term's value for one query of that column; −∞ hides the pair
 //   tile_class(tile)        a closed-form bound on a tile, so that kernels skip what need not be evaluated
 //
-// and two facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all queries
-// but those near the key, of which near(tile, q, f) tells: kernels then evaluate only those.
+// and three facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
+// queries but those near the key, of which near(tile, q, f) tells, so that kernels evaluate only those;
+// kKeysTogether, whether the values of one query lie side by side in memory, so that kernels go along keys.
 //
 // A tile class is a promise: kHidden, every pair of the tile is hidden; kZero, the value is 0 for every pair;
 // kRowConstant, a query's value is the same for all keys of the tile, so value(column(k0), q) serves for the
@@ -36,6 +37,14 @@ AB_HD Real hidden() {
   return static_cast<Real>(-__builtin_inff());
 }
 
+// The sum of two biases. −∞ absorbs; a sum beyond float32 stays finite, since only a mask hides.
+AB_HD float add_bias(float a, float b) {
+  constexpr float kGreatest = 3.40282347e38f;
+  const float sum = a + b;
+  const float finite = sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum;
+  return a == hidden<float>() || b == hidden<float>() ? hidden<float>() : finite;
+}
+
 AB_HD int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 AB_HD int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 
@@ -47,7 +56,7 @@ struct DenseTerm {
   const float* bias;
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
 
   using Column = const float*;
   AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
@@ -84,7 +93,7 @@ struct MaskTerm {
   const uint8_t* visible;
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
 
   using Column = const uint8_t*;
   AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
@@ -104,7 +113,7 @@ struct PaddingTerm {
   const uint8_t* ignore;
   int64_t keys;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
 
   using Column = bool;
   AB_HD Column column(int64_t b, int64_t, int32_t k) const { return ignore[b * keys + k] != 0; }
@@ -123,7 +132,7 @@ struct BlockDiagonalTerm {
   const int32_t* key_ids;
   int64_t queries, keys;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
 
   struct Column {
     const int32_t* query_ids;
@@ -173,7 +182,7 @@ constexpr int64_t kUnlimited = int64_t{1} << 40;
 struct SlidingWindowTerm {
   int64_t left, right, offset;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
 
   using Column = QueryRange;
   AB_HD Column column(int64_t, int64_t, int32_t k) const {
@@ -196,7 +205,7 @@ struct DenoisingTerm {
   int64_t group_size, denoising, queries;
   bool groups_see_matching;
 
-  static constexpr bool kHides = true, kLocal = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
 
   using Column = QueryRange;
   AB_HD Column column(int64_t, int64_t, int32_t k) const {
@@ -238,7 +247,7 @@ struct ModalityTerm {
   float twice_strength;
   int64_t queries;
 
-  static constexpr bool kHides = false, kLocal = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
 
   using Column = const float*;  // the segment's weights of batch row b, or null
   AB_HD Column column(int64_t b, int64_t, int32_t k) const {
@@ -484,7 +493,7 @@ struct ShiftedWindowTerm {
   int32_t wrapped_y, wrapped_x;
   float masked;
 
-  static constexpr bool kHides = false, kLocal = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
 
   struct Column {
     int32_t split_y, split_x;  // the window's first wrapped row and column
@@ -518,7 +527,7 @@ struct RelativePositionTerm {
   int64_t heads;
   bool cls_token;
 
-  static constexpr bool kHides = false, kLocal = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
 
   struct Column {
     const float* table;  // of head h
@@ -555,7 +564,7 @@ struct LowRankTerm {
   int32_t rank;
   float scale;
 
-  static constexpr bool kHides = false, kLocal = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
 
   struct Column {
     const float* query_factors;  // [Q, rank] of batch row b and head h
@@ -582,7 +591,7 @@ struct AlibiTerm {
   const float* slopes;
   int64_t offset;
 
-  static constexpr bool kHides = false, kLocal = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
 
   struct Column {
     float slope;

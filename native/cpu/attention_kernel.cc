@@ -8,8 +8,9 @@
 //            row-constant bias costs no instruction a score. Kept in L1: 64 × 48 floats are 12 KB.
 //   softmax  one exp a score, in registers. The base is a lazy maximum: it moves only when a score passes
 //            it by kSlack.
-//   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the running
-//            output. Two-level sums: adding key by key into the running output loses accuracy in a long row.
+//   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the output of
+//            the block of keys, and that at its end to the running total with a compensation term (Kahan).
+//            Adding key by key into one total loses accuracy in a long row: 9e-6 at 56,400 equal keys.
 //
 // Blocks of keys that fit L2 are the outer loop and blocks of queries the inner, so that keys and values come
 // from memory once. Order in a score: scale (in the packed query), dot product, bias, masks, as in
@@ -48,15 +49,16 @@ constexpr int kMaxPanels = 1 + kMaxTerms;
 // Running state of a block of queries, all by lane.
 struct Block {
   float* packed;  // [all panels' dims][kQueries]
-  float* output;  // [value_dim][kQueries]
-  float* base;    // [kQueries] each
-  float* sum;
+  float*
+      output;  // [value_dim + 1][kQueries] of the block of keys at hand; the last row sums exp(score − base)
+  float* total;  // likewise of the blocks before; the same as output where there is but one block of keys
+  float* lost;   // what total lacks by rounding
+  float* base;   // [kQueries] each
   float* limit;  // the score above which the base moves: base + kSlack, or −∞ while there is no base
   float* seen;   // 1 where a key was visible
 };
 
-constexpr int kStateRows = 4;  // base, sum, limit, seen
-constexpr int kTiles = 3;      // scores, tile_bias, local
+constexpr int kTiles = 3;  // scores, tile_bias, local
 
 struct Work {
   const AttentionTask* task;
@@ -67,6 +69,8 @@ struct Work {
   uint64_t patch_terms;  // local and additive: added to the scores, without a tile of biases
   int32_t packed_dims;
   int32_t panel_count;
+  int32_t output_rows;  // value_dim + 1
+  bool one_key_block;
   const float* key;  // of this batch row and head
   const float* value;
   float* scores;     // [kTileKeys][kQueries]: scores, then probabilities
@@ -154,7 +158,7 @@ AB_INLINE void exp_tile(float* scores, int count, const Vec* base, Vec* sum) {
 
 // Moves the base of the lanes whose greatest score passes their limit, and rescales what they have summed.
 template <int NV>
-AB_INLINE void move_base(const Block& block, int32_t value_dim, const Vec* greatest, Vec* base) {
+AB_INLINE void move_base(const Work& w, const Block& block, const Vec* greatest, Vec* base) {
   Vec factor[NV];
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
@@ -166,13 +170,15 @@ AB_INLINE void move_base(const Block& block, int32_t value_dim, const Vec* great
     base[v] = move ? greatest[v] : base[v];
     store(block.base + v * kLanes, base[v]);
     store(block.limit + v * kLanes, move ? base[v] + kSlack : limit);
-    store(block.sum + v * kLanes, load(block.sum + v * kLanes) * factor[v]);
   }
-  for (int32_t d = 0; d < value_dim; ++d) {
+  float* const sums[3] = {block.output, block.total, block.lost};
+  for (int i = 0; i < (w.one_key_block ? 1 : 3); ++i) {
+    for (int32_t d = 0; d < w.output_rows; ++d) {
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      float* at = block.output + d * kQueries + v * kLanes;
-      store(at, load(at) * factor[v]);
+      for (int v = 0; v < NV; ++v) {
+        float* at = sums[i] + d * kQueries + v * kLanes;
+        store(at, load(at) * factor[v]);
+      }
     }
   }
 }
@@ -233,6 +239,23 @@ AB_INLINE void output_tile(const Work& w, const Block& block, int64_t key, int c
   }
 }
 
+// Adds the output of a block of keys to the total, and clears it for the next.
+template <int NV>
+AB_INLINE void fold_output(const Work& w, const Block& block) {
+  for (int32_t d = 0; d < w.output_rows; ++d) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const int64_t at = d * kQueries + v * kLanes;
+      const Vec old = load(block.total + at), add = load(block.output + at) + load(block.lost + at);
+      const Vec next = old + add;
+      const VecInt finite = next - next == Vec{};  // an infinite total stays one
+      store(block.lost + at, finite ? add - (next - old) : Vec{});
+      store(block.total + at, next);
+      store(block.output + at, Vec{});
+    }
+  }
+}
+
 // ---- bias ------------------------------------------------------------------------------------------------
 
 // Adds the terms' value at key k0 for each query: what a tile's row-constant terms come to.
@@ -240,22 +263,22 @@ AB_INLINE void add_row_constants(const Term* terms, uint64_t which, const Tile& 
   for (; which != 0; which &= which - 1) {
     visit(terms[__builtin_ctzll(which)], [&](const auto& term) AB_INLINE_LAMBDA {
       const auto column = term.column(tile.b, tile.h, tile.k0);
-      for (int32_t q = tile.q0; q < tile.q1; ++q) row[q - tile.q0] += term.template value<float>(column, q);
+      for (int32_t q = tile.q0; q < tile.q1; ++q) {
+        row[q - tile.q0] = add_bias(row[q - tile.q0], term.template value<float>(column, q));
+      }
     });
   }
 }
 
-// Adds a local term's values to a tile [key][query] of biases or scores, where it is not 0. `greatest`,
-// unless null, is raised to the greatest element touched, for each query.
-template <class T>
-AB_INLINE void add_near(const T& term, const Tile& tile, float* at, float* greatest) {
+// Adds a local term's values to a tile [key][query] of biases or scores, where it is not 0, by `add`.
+template <class T, class Add>
+AB_INLINE void add_near(const T& term, const Tile& tile, float* at, Add add) {
   for (int32_t q = tile.q0; q < tile.q1; ++q) {
     float* lane = at + (q - tile.q0);
     term.near(tile, q, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
       for (int32_t k = begin; k < end; ++k) {
         float* element = lane + (k - tile.k0) * kQueries;
-        *element += term.template value<float>(term.column(tile.b, tile.h, k), q);
-        if (greatest && *element > greatest[q - tile.q0]) greatest[q - tile.q0] = *element;
+        *element = add(*element, term.template value<float>(term.column(tile.b, tile.h, k), q));
       }
     });
   }
@@ -271,7 +294,7 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
     visit(w.terms[__builtin_ctzll(mixed)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
       if constexpr (T::kLocal && !T::kHides) {
-        add_near(term, tile, w.tile_bias, nullptr);
+        add_near(term, tile, w.tile_bias, add_bias);
       } else if constexpr (T::kLocal) {
         // Hidden but near a query: built apart, since −∞ can't be taken back.
         for (int32_t k = 0; k < count; ++k) {
@@ -286,13 +309,21 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
             }
           });
         }
-        for (int32_t i = 0; i < count * kQueries; ++i) w.tile_bias[i] += w.local[i];
+        for (int32_t i = 0; i < count * kQueries; ++i) w.tile_bias[i] = add_bias(w.tile_bias[i], w.local[i]);
+      } else if constexpr (T::kKeysTogether) {
+        for (int32_t q = tile.q0; q < tile.q1; ++q) {
+          float* at = w.tile_bias + (q - tile.q0);
+          for (int32_t k = 0; k < count; ++k, at += kQueries) {
+            *at = add_bias(*at, term.template value<float>(term.column(tile.b, tile.h, tile.k0 + k), q));
+          }
+        }
       } else {
         for (int32_t k = 0; k < count; ++k) {
           const auto column = term.column(tile.b, tile.h, tile.k0 + k);
-          float* at = w.tile_bias + k * kQueries;
-          for (int32_t q = tile.q0; q < tile.q1; ++q)
-            at[q - tile.q0] += term.template value<float>(column, q);
+          float* at = w.tile_bias + k * kQueries - tile.q0;
+          for (int32_t q = tile.q0; q < tile.q1; ++q) {
+            at[q] = add_bias(at[q], term.template value<float>(column, q));
+          }
         }
       }
     });
@@ -307,17 +338,26 @@ AB_INLINE bool any_hidden(const float* row, int32_t count) {
 
 // ---- one block of queries over one block of keys ---------------------------------------------------------
 
+// Adds additive local terms to the scores. They may lower them, so the greatest are found anew.
 template <int NV>
 void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greatest) {
-  alignas(kVectorBytes) float raised[kQueries];
-  for (int v = 0; v < NV; ++v) store(raised + v * kLanes, greatest[v]);
   for (; patches != 0; patches &= patches - 1) {
     visit(w.terms[__builtin_ctzll(patches)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
-      if constexpr (T::kLocal && !T::kHides) add_near(term, tile, w.scores, raised);
+      if constexpr (T::kLocal && !T::kHides) {
+        const auto plus = [](float score, float bias) AB_INLINE_LAMBDA { return score + bias; };
+        add_near(term, tile, w.scores, plus);
+      }
     });
   }
-  for (int v = 0; v < NV; ++v) greatest[v] = load(raised + v * kLanes);
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
+  for (int32_t k = 0; k < tile.k1 - tile.k0; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      greatest[v] = max_or_second(load(w.scores + k * kQueries + v * kLanes), greatest[v]);
+    }
+  }
 }
 
 template <int NV, bool kBias, bool kCareful>
@@ -335,22 +375,28 @@ void attend_tile(const Work& w, Block& block, const Panel* panels, const Tile& t
   if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) passed |= any_greater(greatest[v], load(block.limit + v * kLanes));
-  if (passed) move_base<NV>(block, static_cast<int32_t>(w.problem->value_dim), greatest, base);
+  if (passed) move_base<NV>(w, block, greatest, base);
   exp_tile<NV>(w.scores, count, base, sum);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    float* at = block.sum + v * kLanes;
+    float* at = block.output + w.problem->value_dim * kQueries + v * kLanes;
     store(at, load(at) + sum[v]);
   }
   output_tile<NV, kCareful>(w, block, tile.k0, count);
 }
 
 void mark_seen(const Block& block, const float* tile_bias, int count) {
+  Vec seen[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) seen[v] = load(block.seen + v * kLanes);
   for (int k = 0; k < count; ++k) {
-    for (int q = 0; q < kQueries; ++q) {
-      if (tile_bias[k * kQueries + q] != -kInfinity) block.seen[q] = 1.0f;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      seen[v] = load(tile_bias + k * kQueries + v * kLanes) == -kInfinity ? seen[v] : Vec{} + 1.0f;
     }
   }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store(block.seen + v * kLanes, seen[v]);
 }
 
 template <int NV, bool kCareful>
@@ -376,6 +422,7 @@ void attend_keys(const Work& w, Block& block, const Panel* panels, const Tile& k
       attend_tile<NV, false, false>(w, block, panels, tile, row, part.mixed);
     }
   }
+  if (!w.one_key_block) fold_output<NV>(w, block);
 }
 
 // ---- a piece ---------------------------------------------------------------------------------------------
@@ -389,26 +436,16 @@ void pack(const float* rows, int32_t count, int32_t dims, float scale, float* pa
   }
 }
 
-void reset(const Block& block, int32_t value_dim) {
-  for (int32_t i = 0; i < value_dim * kQueries; ++i) block.output[i] = 0.0f;
+void reset(const Work& w, const Block& block) {
+  const int64_t floats = static_cast<int64_t>(w.output_rows) * kQueries;
+  for (int64_t i = 0; i < floats; ++i) block.output[i] = 0.0f;
+  if (!w.one_key_block) {
+    for (int64_t i = 0; i < floats; ++i) block.total[i] = block.lost[i] = 0.0f;
+  }
   for (int32_t q = 0; q < kQueries; ++q) {
-    block.base[q] = block.sum[q] = block.seen[q] = 0.0f;
+    block.base[q] = block.seen[q] = 0.0f;
     block.limit[q] = -kInfinity;
   }
-}
-
-int64_t block_floats(int32_t packed_dims, int64_t value_dim) {
-  return (packed_dims + value_dim + kStateRows) * kQueries;
-}
-
-int32_t low_rank_dims(const AttentionProblem& p) {
-  int32_t dims = 0;
-  if (!p.bias) return 0;
-  const Term* terms = p.bias->term_data();
-  for (int i = 0; i < p.bias->term_count(); ++i) {
-    if (terms[i].type == TermType::kLowRank) dims += terms[i].low_rank.rank;
-  }
-  return dims;
 }
 
 // Everything of one block over keys [k0, k1).
@@ -450,24 +487,24 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   }
 }
 
-bool any_nan(const Block& block, int32_t count, int32_t value_dim) {
+bool any_nan(const Work& w, const Block& block, int32_t count) {
   bool any = false;
-  for (int32_t q = 0; q < count; ++q) any |= block.sum[q] != block.sum[q];
-  for (int32_t d = 0; d < value_dim; ++d) {
-    for (int32_t q = 0; q < count; ++q)
-      any |= block.output[d * kQueries + q] != block.output[d * kQueries + q];
+  for (int32_t d = 0; d < w.output_rows; ++d) {
+    const float* row = block.total + d * kQueries;
+    for (int32_t q = 0; q < count; ++q) any |= row[q] != row[q];
   }
   return any;
 }
 
 void finish(const AttentionTask& t, const Block& block, int32_t q0, int32_t q1) {
   const int32_t value_dim = static_cast<int32_t>(t.problem->value_dim);
+  const float* sum = block.total + value_dim * kQueries;
   for (int32_t q = q0; q < q1; ++q) {
     const int32_t lane = q - q0, row = q - t.q0;
-    const SoftmaxState state = {block.base[lane], block.sum[lane], block.seen[lane] != 0.0f};
+    const SoftmaxState state = {block.base[lane], sum[lane], block.seen[lane] != 0.0f};
     const float scale = t.partial ? 1.0f : output_scale(state);
     float* out = t.out + static_cast<int64_t>(row) * value_dim;
-    for (int32_t d = 0; d < value_dim; ++d) out[d] = block.output[d * kQueries + lane] * scale;
+    for (int32_t d = 0; d < value_dim; ++d) out[d] = block.total[d * kQueries + lane] * scale;
     if (t.partial) {
       t.partial[row] = state;
     } else {
@@ -484,8 +521,7 @@ int32_t query_block() { return kQueries; }
 
 int64_t attention_scratch_floats(const AttentionProblem& p, int32_t queries) {
   const int64_t blocks = (queries + kQueries - 1) / kQueries;
-  const int32_t packed_dims = static_cast<int32_t>(p.head_dim) + low_rank_dims(p);
-  return kTiles * kTileKeys * kQueries + blocks * block_floats(packed_dims, p.value_dim);
+  return kTiles * kTileKeys * kQueries + blocks * kQueries * state_floats(p);
 }
 
 bool attention(const AttentionTask& t) {
@@ -494,6 +530,8 @@ bool attention(const AttentionTask& t) {
   w.task = &t;
   w.problem = &p;
   w.panel_count = 1;
+  w.packed_dims = static_cast<int32_t>(packed_dims(p));
+  w.output_rows = static_cast<int32_t>(p.value_dim) + 1;
   if (p.bias) {
     w.terms = p.bias->term_data();
     for (int i = 0; i < p.bias->term_count(); ++i) {
@@ -507,7 +545,6 @@ bool attention(const AttentionTask& t) {
       w.patch_terms |= uint64_t{patch} << i;
     }
   }
-  w.packed_dims = static_cast<int32_t>(p.head_dim) + low_rank_dims(p);
   const int64_t head = t.b * p.extent.heads + t.h;
   w.key = p.key + head * p.extent.keys * p.head_dim;
   w.value = p.value + head * p.extent.keys * p.value_dim;
@@ -515,23 +552,25 @@ bool attention(const AttentionTask& t) {
   w.tile_bias = t.scratch + kTileKeys * kQueries;
   w.local = t.scratch + 2 * kTileKeys * kQueries;
   float* blocks = t.scratch + kTiles * kTileKeys * kQueries;
-  const int32_t value_dim = static_cast<int32_t>(p.value_dim);
-  const int64_t floats = block_floats(w.packed_dims, value_dim);
+  const int64_t floats = kQueries * state_floats(p);
+
+  const int32_t fit = kKeyBlockFloats / (w.packed_dims + w.output_rows) / kTileKeys * kTileKeys;
+  const int32_t step = max_i32(kTileKeys, min_i32(kKeyBlock, fit));
+  w.one_key_block = t.k1 - t.k0 <= step;
 
   const auto block_at = [&](int32_t q0) AB_INLINE_LAMBDA {
     float* at = blocks + (q0 - t.q0) / kQueries * floats;
-    float* output = at + w.packed_dims * kQueries;
-    float* state = output + value_dim * kQueries;
-    return Block{at, output, state, state + kQueries, state + 2 * kQueries, state + 3 * kQueries};
+    const int64_t rows = static_cast<int64_t>(w.output_rows) * kQueries;
+    float* output = at + static_cast<int64_t>(w.packed_dims) * kQueries;
+    float* total = w.one_key_block ? output : output + rows;
+    float* state = output + 3 * rows;
+    return Block{at, output, total, output + 2 * rows, state, state + kQueries, state + 2 * kQueries};
   };
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
     const Block block = block_at(q0);
     pack_block(w, block, q0, min_i32(q0 + kQueries, t.q1));
-    reset(block, value_dim);
+    reset(w, block);
   }
-
-  const int32_t fit = kKeyBlockFloats / (w.packed_dims + value_dim) / kTileKeys * kTileKeys;
-  const int32_t step = max_i32(kTileKeys, min_i32(kKeyBlock, fit));
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
@@ -544,8 +583,8 @@ bool attention(const AttentionTask& t) {
     Block block = block_at(q0);
     // A hidden key's NaN or infinite value times its probability 0 is NaN too: once more, leaving hidden
     // pairs out.
-    if (w.element_terms != 0 && any_nan(block, q1 - q0, value_dim)) {
-      reset(block, value_dim);
+    if (w.element_terms != 0 && any_nan(w, block, q1 - q0)) {
+      reset(w, block);
       for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
         if (aborted(t.abort)) return false;
         attend<true>(w, block, q0, q1, k0, min_i32(k0 + step, t.k1));

@@ -78,7 +78,7 @@ constexpr int64_t kPartialFloats = 6 * 1024 * 1024;  // of all partial results: 
 Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads;
-  const int64_t fit = kStateFloats / (p.head_dim + p.value_dim) / query_block * query_block;
+  const int64_t fit = kStateFloats / state_floats(p) / query_block * query_block;
   int64_t query_run = std::min(e.queries, std::max(query_block, fit));
   int64_t key_runs = 1;
   const int64_t wanted = threads == 1 ? 1 : threads * kPiecesPerThread;
@@ -109,8 +109,8 @@ void merge(const float* partial, const SoftmaxState* states, int64_t stride, int
   std::fill(out, out + value_dim, 0.0f);
   for (int64_t i = 0; i < parts; ++i) {
     const SoftmaxState& part = states[i * state_stride];
-    const float factor = rebase(part, joined.base);
-    if (factor == 0.0f) continue;  // an infinite output of no weight must not become NaN
+    if (!part.seen) continue;
+    const float factor = rebase(part, joined.base);  // 0·NaN and 0·∞ are NaN, as in one piece
     joined.sum += part.sum * factor;
     for (int64_t d = 0; d < value_dim; ++d) out[d] += partial[i * stride + d] * factor;
   }
@@ -120,6 +120,10 @@ void merge(const float* partial, const SoftmaxState* states, int64_t stride, int
 }
 
 }  // namespace
+
+int64_t packed_dims(const AttentionProblem& p) { return p.head_dim + (p.bias ? p.bias->low_rank_dims() : 0); }
+
+int64_t state_floats(const AttentionProblem& p) { return packed_dims(p) + 3 * (p.value_dim + 1) + 3; }
 
 bool aborted(AbortFlag abort) { return abort && abort->load(std::memory_order_relaxed); }
 

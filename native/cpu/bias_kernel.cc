@@ -1,10 +1,13 @@
 // Bias generation and mask fusion in one pass over the output, compiled once an instruction set. A row is cut
 // into chunks; a chunk in which every term is constant is filled, and only the rest is evaluated element by
-// element. It writes 4 bytes an element and reads little, so memory bandwidth is its bound.
+// element. Terms are evaluated and summed in float64 and rounded once. It writes 4 bytes an element and reads
+// little, so memory bandwidth is its bound.
 #include <cstdint>
+#include <type_traits>
 
 #include "core/terms.h"
 #include "cpu/kernels.h"
+#include "cpu/simd.h"
 
 namespace attention_bias::cpu {
 namespace {
@@ -16,45 +19,70 @@ void fill(float* out, int32_t count, float value) {
   for (int32_t i = 0; i < count; ++i) out[i] = value;
 }
 
-float row_constant(const Term* terms, uint64_t which, const Tile& tile) {
-  float sum = 0.0f;
+// −∞ hides; a sum beyond float32 stays finite.
+AB_INLINE float to_float(double sum) {
+  constexpr double kGreatest = 3.4028234663852886e38;
+  const double finite = sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum;
+  return static_cast<float>(sum == hidden<double>() ? sum : finite);
+}
+
+double row_constant(const Term* terms, uint64_t which, const Tile& tile) {
+  double sum = 0;
   for (; which != 0; which &= which - 1) {
     sum += visit(terms[__builtin_ctzll(which)], [&](const auto& term) AB_INLINE_LAMBDA {
-      return term.template value<float>(term.column(tile.b, tile.h, tile.k0), tile.q0);
+      return term.template value<double>(term.column(tile.b, tile.h, tile.k0), tile.q0);
     });
   }
   return sum;
 }
 
-void add_elements(const Term& term, const Tile& tile, float* out) {
+// Adds a term's values for one query to the sums of a part of its row.
+void add_elements(const Term& term, const Tile& tile, double* sums) {
   visit(term, [&](const auto& t) AB_INLINE_LAMBDA {
-    for (int32_t k = tile.k0; k < tile.k1; ++k) {
-      out[k - tile.k0] += t.template value<float>(t.column(tile.b, tile.h, k), tile.q0);
+    using T = std::decay_t<decltype(t)>;
+    const auto value = [&](int32_t k) AB_INLINE_LAMBDA {
+      return t.template value<double>(t.column(tile.b, tile.h, k), tile.q0);
+    };
+    if constexpr (T::kLocal && !T::kHides) {
+      t.near(tile, tile.q0, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
+        for (int32_t k = begin; k < end; ++k) sums[k - tile.k0] += value(k);
+      });
+    } else if constexpr (T::kLocal) {
+      double local[kPart];
+      for (int32_t k = tile.k0; k < tile.k1; ++k) local[k - tile.k0] = t.outside(k);
+      t.near(tile, tile.q0, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
+        for (int32_t k = begin; k < end; ++k) local[k - tile.k0] = value(k);
+      });
+      for (int32_t k = tile.k0; k < tile.k1; ++k) sums[k - tile.k0] += local[k - tile.k0];
+    } else {
+      for (int32_t k = tile.k0; k < tile.k1; ++k) sums[k - tile.k0] += value(k);
     }
   });
 }
 
 // Writes the tile, of one query, given the constant that is settled already and the terms that are not.
-void write_row(const Term* terms, uint64_t open, float constant, const Tile& tile, int32_t step, float* out) {
+void write_row(const Term* terms, uint64_t open, double constant, const Tile& tile, int32_t step,
+               float* out) {
   Tile part = tile;
   for (; part.k0 < tile.k1; part.k0 = part.k1) {
     part.k1 = min_i32(part.k0 + step, tile.k1);
     const int32_t count = part.k1 - part.k0;
     float* at = out + (part.k0 - tile.k0);
     const TilePlan plan = plan_tile(terms, open, part);
-    if (plan.hidden) {
+    const double sum = constant + row_constant(terms, plan.row_constant, part);
+    if (plan.hidden || sum == hidden<double>()) {
       fill(at, count, hidden<float>());
-      continue;
-    }
-    const float sum = constant + row_constant(terms, plan.row_constant, part);
-    if (plan.mixed == 0) {
-      fill(at, count, sum);
+    } else if (plan.mixed == 0) {
+      fill(at, count, to_float(sum));
     } else if (step > kPart) {
       write_row(terms, plan.mixed, sum, part, kPart, at);
     } else {
-      fill(at, count, sum);
-      for (uint64_t left = plan.mixed; left != 0; left &= left - 1)
-        add_elements(terms[__builtin_ctzll(left)], part, at);
+      double sums[kPart];
+      for (int32_t i = 0; i < count; ++i) sums[i] = sum;
+      for (uint64_t left = plan.mixed; left != 0; left &= left - 1) {
+        add_elements(terms[__builtin_ctzll(left)], part, sums);
+      }
+      for (int32_t i = 0; i < count; ++i) at[i] = to_float(sums[i]);
     }
   }
 }
@@ -72,7 +100,7 @@ void bias_rows(const BiasProblem& p, int64_t row0, int64_t row1) {
     const int64_t bh = row / e.queries;
     const int32_t q = static_cast<int32_t>(row - bh * e.queries);
     const Tile tile = {bh / heads, bh % heads, q, q + 1, 0, static_cast<int32_t>(e.keys)};
-    write_row(bias.term_data(), all, 0.0f, tile, kChunk, p.out + row * e.keys);
+    write_row(bias.term_data(), all, 0.0, tile, kChunk, p.out + row * e.keys);
   }
 }
 

@@ -26,6 +26,12 @@ struct AttentionTask {
   SoftmaxState* partial;
 };
 
+// Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
+// and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
+int64_t state_floats(const AttentionProblem& problem);
+// The head's dims and those of lowRank terms.
+int64_t packed_dims(const AttentionProblem& problem);
+
 struct Kernels {
   int32_t (*query_block)();  // queries that a kernel handles side by side; pieces are best multiples of it
 

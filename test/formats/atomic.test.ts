@@ -1,5 +1,5 @@
 import type * as promises from 'node:fs/promises';
-import { mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, lstat, mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import { constants } from 'node:os';
 
 import { checkTarget, writeAtomically } from '../../lib/formats/atomic.js';
@@ -113,5 +113,21 @@ describe('writeAtomically', () => {
     }
     expect((await stat('/dev/null')).isCharacterDevice()).toBe(true);
     expect(await folder.names()).toEqual(['device', 'file', 'sub']);
+  });
+
+  test('a link is followed, also one to nothing, and permissions stay', async () => {
+    await using folder = await temporaryFolder();
+    await mkdir(folder.file('sub'));
+    await symlink('sub/target', folder.file('link'));
+    await symlink('link', folder.file('link-to-link'));
+    await writeAtomically(folder.file('link-to-link'), [bytes('new')]);
+    expect(await readFile(folder.file('sub/target'), 'utf8')).toBe('new');
+    await chmod(folder.file('sub/target'), 0o640);
+    await writeAtomically(folder.file('link'), [bytes('newer')]);
+    expect(await readFile(folder.file('sub/target'), 'utf8')).toBe('newer');
+    expect((await stat(folder.file('sub/target'))).mode & 0o777).toBe(0o640);
+    expect((await lstat(folder.file('link'))).isSymbolicLink()).toBe(true);
+    await symlink('round', folder.file('round'));
+    await expect(checkTarget(folder.file('round'))).rejects.toMatchObject({ code: 'ERR_IO' });
   });
 });

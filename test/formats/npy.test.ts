@@ -331,6 +331,24 @@ describe('.npz', () => {
     );
   });
 
+  test('a damaged archive is refused', async () => {
+    const archive = zipSync({ 'a.npy': [new Uint8Array(decode(numpyC)), { level: 0 }] });
+    const start = Buffer.from(archive).indexOf('NUMPY');
+    const data = start + decode(numpyC).byteLength - 3; // in the last element
+    archive[data]! ^= 0x10;
+    const error = await refusal(archive);
+    expect(error).toMatchObject({ code: 'ERR_FORMAT' });
+    expect(error.message).toMatch(
+      /^expected contents of CRC-32 \d+ for .* "a.npy" but received \d+: a damaged archive$/,
+    );
+  });
+
+  test('a name that no archive can hold is refused', async () => {
+    await using folder = await temporaryFolder();
+    const long = { ['x'.repeat(70_000)]: { data: new Float32Array(1), shape: [1] } };
+    await expect(writeNpz(folder.file('x.npz'), long)).rejects.toMatchObject({ code: 'ERR_VALUE' });
+  });
+
   test('an array twice is refused', async () => {
     const archive = Buffer.from(
       zipSync({ 'a.npy': new Uint8Array(decode(numpyC)), 'b.npy': new Uint8Array(decode(numpyC)) }),

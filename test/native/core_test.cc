@@ -81,7 +81,7 @@ void refusals() {
   const auto f32 = [&](const Shape& shape, const char* name) { return t.f32(shape, name, zero); };
   const int64_t big = int64_t{1} << 40;
   CHECK_ERROR(Program({0, 1, 1, 1}), ErrorCode::kShape, "at least 1");
-  CHECK_ERROR(Program({1, 1, big, 1}), ErrorCode::kShape, "2^31");
+  CHECK_ERROR(Program({1, 1, big, 1}), ErrorCode::kShape, "2^30");
   CHECK_ERROR(Program({big, big, 1, 1}), ErrorCode::kShape, "2^53");
   Program p({2, 3, 12, 12});
 

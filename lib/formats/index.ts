@@ -1,0 +1,5 @@
+/** `attention-bias/formats`: tensors in files. Writers write whole files or none; readers check what they read. */
+export { openSafetensors, writeSafetensors } from './safetensors.js';
+export type { SafetensorsEntry, SafetensorsFile, SafetensorsHeader } from './safetensors.js';
+export { readNpy, readNpz, writeNpy, writeNpz } from './npy.js';
+export type { HostTensor, WritableTensor } from './host.js';
