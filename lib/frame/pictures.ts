@@ -44,11 +44,14 @@ export function heatOf(mass: Float64Array): Float32Array {
   return Float32Array.from(logs, (value) => Math.min(1, Math.max(0, (value - low) / (high - low))));
 }
 
-/** Blends the colour of a heat into a pixel: the hotter the less is seen of what is beneath. */
+/** Opacity of each of the 256 colours: the hotter the less is seen of what is beneath. */
+const OPACITY = Float64Array.from({ length: 256 }, (_, level) => 0.75 * Math.sqrt(level / 255));
+
+/** Blends the colour of a heat into a pixel. */
 function blend(rgb: Uint8Array, at: number, heat: number): void {
-  const colour = Math.round(heat * 255) * 3;
-  const opacity = 0.75 * Math.sqrt(heat);
-  for (let c = 0; c < 3; ++c) rgb[at + c] = rgb[at + c]! * (1 - opacity) + INFERNO[colour + c]! * opacity;
+  const level = (heat * 255 + 0.5) | 0;
+  const opacity = OPACITY[level]!;
+  for (let c = 0; c < 3; ++c) rgb[at + c] = rgb[at + c]! * (1 - opacity) + INFERNO[level * 3 + c]! * opacity;
 }
 
 type Point = readonly [number, number];
@@ -181,18 +184,34 @@ const EDGES = [0, 1, 2, 3].flatMap((i): Point[] => [
   [i, 4 + i],
 ]);
 
-/** Bilinear heat at each pixel of the input, from the cells' centres. */
-function interpolate(heat: Float32Array, y: number, x: number): number {
-  const [rows, columns] = FEATURE_SHAPE;
-  const row = Math.min(rows - 1, Math.max(0, (y + 0.5) / STRIDE - 0.5));
-  const column = Math.min(columns - 1, Math.max(0, (x + 0.5) / STRIDE - 0.5));
-  const [r0, c0] = [Math.floor(row), Math.floor(column)];
-  const [r1, c1] = [Math.min(rows - 1, r0 + 1), Math.min(columns - 1, c0 + 1)];
-  const [fr, fc] = [row - r0, column - c0];
-  const at = (r: number, c: number): number => heat[r * columns + c]!;
-  return (
-    (at(r0, c0) * (1 - fc) + at(r0, c1) * fc) * (1 - fr) + (at(r1, c0) * (1 - fc) + at(r1, c1) * fc) * fr
+/** Of each pixel along an axis: the cell whose centre is at or before it, the next, and its place between them. */
+function between(pixels: number, cells: number): { from: Int32Array; to: Int32Array; share: Float64Array } {
+  const place = Float64Array.from({ length: pixels }, (_, i) =>
+    Math.min(cells - 1, Math.max(0, (i + 0.5) / STRIDE - 0.5)),
   );
+  const from = Int32Array.from(place, Math.floor);
+  return {
+    from,
+    to: from.map((cell) => Math.min(cells - 1, cell + 1)),
+    share: place.map((value, i) => value - from[i]!),
+  };
+}
+
+/** Blends the heat of the cells, bilinear between their centres, into an image of the network's input. */
+function blendCells(rgb: Uint8Array, heat: Float32Array): void {
+  const [height, width] = INPUT_SHAPE;
+  const columns = FEATURE_SHAPE[1];
+  const down = between(height, FEATURE_SHAPE[0]);
+  const along = between(width, columns);
+  for (let y = 0; y < height; ++y) {
+    const [top, bottom, low] = [down.from[y]! * columns, down.to[y]! * columns, down.share[y]!];
+    for (let x = 0; x < width; ++x) {
+      const [left, right, share] = [along.from[x]!, along.to[x]!, along.share[x]!];
+      const above = heat[top + left]! * (1 - share) + heat[top + right]! * share;
+      const below = heat[bottom + left]! * (1 - share) + heat[bottom + right]! * share;
+      blend(rgb, (y * width + x) * 3, above * (1 - low) + below * low);
+    }
+  }
 }
 
 /** The pictures of all cameras, in their order, on one scale of heat. */
@@ -203,9 +222,7 @@ export async function cameraPictures(input: PictureInput): Promise<Buffer[]> {
     input.images.map(async (image, view) => {
       const heat = allHeat.subarray(view * CAMERA_CELLS, (view + 1) * CAMERA_CELLS);
       const rgb = image.rgb.slice();
-      for (let y = 0; y < height; ++y) {
-        for (let x = 0; x < width; ++x) blend(rgb, (y * width + x) * 3, interpolate(heat, y, x));
-      }
+      blendCells(rgb, heat);
       const shapes: string[] = [];
       for (const box of input.boxes) {
         const corners = boxCorners(box);
