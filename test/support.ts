@@ -1,5 +1,6 @@
 // What the tests of operations share.
 import { AttentionBiasError } from '../lib/errors.js';
+import { randomSource } from '../lib/random.js';
 import type { ErrorCode } from '../lib/errors.js';
 import type { BiasTerm } from '../lib/terms.js';
 
@@ -8,16 +9,7 @@ export interface Dense<A = Float32Array> {
   shape: number[];
 }
 
-/** Numbers in [0, 1) that are the same for the same seed (mulberry32). */
-export function random(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
+export { randomSource as random };
 
 export const count = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
@@ -58,7 +50,7 @@ export interface Case {
 
 /** One case a term, and a few of several. */
 export function termCases(seed: number): Record<string, Case> {
-  const next = random(seed);
+  const next = randomSource(seed);
   const grid3 = (batch: number, queries: number): Dense => {
     const data = new Float32Array(batch * queries * 3);
     for (let i = 0; i < batch * queries; ++i) {
@@ -163,7 +155,7 @@ export function attentionInputs(
   seed: number,
   [b, h, q, k]: Case['shape'],
 ): Record<'query' | 'key' | 'value', Dense> {
-  const next = random(seed);
+  const next = randomSource(seed);
   return {
     query: uniform(next, [b, h, q, 12]),
     key: uniform(next, [b, h, k, 12]),

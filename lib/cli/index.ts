@@ -1,5 +1,3 @@
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import yargs from 'yargs';
 import { AttentionBiasError, type ErrorCode } from '../errors.js';
 import { demoCommand } from './demo.js';
@@ -7,6 +5,7 @@ import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
+import { packageVersion } from './version.js';
 
 const USAGE_ERROR = 2;
 
@@ -18,11 +17,6 @@ export function exitCode(code: ErrorCode): number {
   if (code === 'ERR_DEVICE') return 3;
   if (code === 'ERR_MEMORY') return 1;
   return code === 'ERR_IO' ? 4 : USAGE_ERROR;
-}
-
-export function packageVersion(): string {
-  const path = join(__dirname, '../../package.json');
-  return (JSON.parse(readFileSync(path, 'utf8')) as { version: string }).version;
 }
 
 const MAX_LINE = 2000;

@@ -2,12 +2,16 @@
 import type { Device } from '../device.js';
 import type { TensorLike } from '../tensor.js';
 import type { BiasTerm } from '../terms.js';
-import { BEV_CELLS, BEV_SHAPE, CAMERA_CELLS, FEATURE_SHAPE, HEAD_DIM, HEADS } from './geometry.js';
-
-/** Radii of the spatial term, in cells: 5×5 BEV cells and 15×15 image cells are touched, MoME's windows. */
-export const RADIUS = { bev: 3, camera: 8 };
-/** Sides of the windows of local attention (LAM), in cells. */
-export const WINDOW = { bev: 5, camera: 15 };
+import {
+  BEV_CELLS,
+  BEV_SHAPE,
+  CAMERA_CELLS,
+  FEATURE_SHAPE,
+  HEAD_DIM,
+  HEADS,
+  RADIUS,
+  WINDOW,
+} from './geometry.js';
 
 export interface StackInput {
   /** [Q] each, in [0, 1] */

@@ -16,6 +16,11 @@ export const HEADS = 8;
 export const HEAD_DIM = 32;
 export const CHANNELS = HEADS * HEAD_DIM;
 
+/** Radii of the spatial term, in cells: 5×5 BEV cells and 15×15 image cells are touched, MoME's windows. */
+export const RADIUS = { bev: 3, camera: 8 };
+/** Sides of the windows of local attention (LAM), in cells. */
+export const WINDOW = { bev: 5, camera: 15 };
+
 /** How an image becomes the network's input: scaled by `scale`, then the rows from `top` on (negative: padded above). */
 export function inputTransform([height, width]: readonly [number, number]): {
   scale: number;

@@ -8,7 +8,7 @@ import { writeAtomically } from '../formats/atomic.js';
 import { ioError, throwIfAborted } from '../formats/io.js';
 import type { WritableTensor } from '../formats/host.js';
 import { writeSafetensors } from '../formats/safetensors.js';
-import { biasStack, keyMass, modalityMass, RADIUS, WINDOW, type StackInput } from './attention.js';
+import { biasStack, keyMass, modalityMass, type StackInput } from './attention.js';
 import {
   cellsOutside,
   describeCells,
@@ -27,6 +27,8 @@ import {
   inputMatrix,
   INPUT_SHAPE,
   POINT_CLOUD_RANGE,
+  RADIUS,
+  WINDOW,
 } from './geometry.js';
 import { bevPicture, cameraPictures, type PictureInput } from './pictures.js';
 import { placeQueries } from './queries.js';

@@ -9,9 +9,11 @@ import {
   INPUT_SHAPE,
   POINT_CLOUD_RANGE,
   STRIDE,
+  RADIUS,
+  WINDOW,
 } from './geometry.js';
 import { INFERNO } from './inferno.js';
-import { RADIUS, WINDOW } from './attention.js';
+import { boxCorners } from './box.js';
 import type { Box, InputImage, Sweep } from './scene.js';
 
 /** Pixels of a BEV cell. */
@@ -74,24 +76,6 @@ const BOX = 'stroke="#5dff8f" stroke-width="2"';
 const REGION = 'fill="none" stroke="#59d0ff" stroke-width="1.5" stroke-opacity="0.9"';
 const BOX_QUERY = 'fill="#ffffff" stroke="#000000" stroke-width="1"';
 const SPREAD_QUERY = 'fill="#ffffff" fill-opacity="0.55"';
-
-/** Corners of a box in metres: bottom, then top, each from front left round by the back. */
-export function boxCorners({ center, size, yaw }: Box): (readonly [number, number, number])[] {
-  const [length, width, height] = size;
-  const [c, s] = [Math.cos(yaw), Math.sin(yaw)];
-  const corner = (forward: number, left: number, up: number): readonly [number, number, number] => [
-    center[0] + forward * length * c - left * width * s,
-    center[1] + forward * length * s + left * width * c,
-    center[2] + up * height,
-  ];
-  const round: Point[] = [
-    [0.5, 0.5],
-    [-0.5, 0.5],
-    [-0.5, -0.5],
-    [0.5, -0.5],
-  ];
-  return [-0.5, 0.5].flatMap((up) => round.map(([forward, left]) => corner(forward, left, up)));
-}
 
 /** The region that the bias of a query singles out: its window, or the circle of the spatial term. */
 function region(center: Point, pixelsPerCell: number, window: boolean, kind: 'bev' | 'camera'): string {

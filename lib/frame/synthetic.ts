@@ -9,7 +9,7 @@ import sharp from 'sharp';
 import { writeAtomically } from '../formats/atomic.js';
 import { ioError } from '../formats/io.js';
 import { normalFrom, randomSource } from '../random.js';
-import { boxCorners } from './pictures.js';
+import { boxCorners } from './box.js';
 import type { Box } from './scene.js';
 
 type Vector = readonly [number, number, number];
