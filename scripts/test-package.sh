@@ -13,7 +13,7 @@ if tar -tzf "$work/$tarball" | grep -E '^package/(test|node_modules|build|bench)
   exit 1
 fi
 npx publint --strict "$work/$tarball"
-npx attw "$work/$tarball"
+npx attw --profile node16 "$work/$tarball"
 
 mkdir "$work/project"
 cd "$work/project"
@@ -40,8 +40,15 @@ if (bias.data.join() !== '0,-1,-1,0') throw new Error(`bias is ${bias.data.join(
 console.log('ESM:', bias.shape.join('x'));
 device.close();
 JS
+cat > formats.mjs <<'JS'
+import { readNpy, writeNpy } from 'attention-bias/formats';
+await writeNpy('x.npy', { data: Float32Array.of(1, 2), shape: [2] });
+const { data, shape } = await readNpy('x.npy');
+if (`${data} ${shape}` !== '1,2 2') throw new Error(`x.npy is ${data} ${shape}`);
+JS
 node use.cjs
 node use.mjs
+node formats.mjs
 npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo
