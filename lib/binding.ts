@@ -1,4 +1,3 @@
-import type { CpuInfo } from './device.js';
 import type { DType } from './tensor.js';
 
 /** A tensor that an operation of the addon made: float32. */
@@ -13,11 +12,12 @@ export type OperationName = 'attention' | 'bias' | 'router' | 'project';
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
 export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;
 
-/** native/addon/cpu_device.h */
+/** native/addon/device.h */
 export type NativeDevice = Record<OperationName, NativeOperation> & {
   abort(id: number): void;
   close(): void;
-  info(): CpuInfo;
+  /** `isa` and `threads` of the CPU backend; `kernelMs`: what the GPU took for the last operation's kernels, copies left out */
+  info(): { isa: string; threads: number; kernelMs: number };
 };
 
 /** native/cuda/cuda.h */
@@ -32,11 +32,13 @@ export interface CudaStatus {
   /** the CUDA version that the driver supports, as 13000; 0: no driver */
   driver: number;
   devices: {
+    /** the N of cuda:N */
+    ordinal: number;
     name: string;
     computeCapability: string;
     multiprocessors: number;
     memoryBytes: number;
-    /** empty where the kernels agree with the host, else what is wrong */
+    /** empty where the kernels agree with the host or did not run, else what is wrong */
     selfTest: string;
   }[];
 }
@@ -48,8 +50,8 @@ export interface CudaStatus {
 export interface NativeBinding {
   /** the processor's name, and the instruction set levels that this binary has and it runs, best last */
   info(): { processor: string; isas: string[]; compiler: string };
-  /** what this binary and this machine offer of CUDA; runs a self-test on every device, so it takes a moment */
-  cuda(): CudaStatus;
+  /** what this binary and this machine offer of CUDA; with `selfTest` the kernels run on every device, which takes a moment */
+  cuda(selfTest: boolean): CudaStatus;
   /** native memory of this thread's tensors: bytes and blocks that are not freed yet */
   memory(): { bytes: number; blocks: number };
   /** zero-filled memory for a tensor; ERR_SHAPE, ERR_MEMORY */
@@ -64,5 +66,7 @@ export interface NativeBinding {
   referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
-  CpuDevice: new (options: { threads: number; isa?: string }) => NativeDevice;
+  Device: new (
+    options: { backend: 'cpu'; threads: number; isa?: string } | { backend: 'cuda'; ordinal: number },
+  ) => NativeDevice;
 }

@@ -6,13 +6,14 @@ export type Precision = 'f32' | 'tf32' | 'bf16';
 
 export interface OpenOptions {
   /**
-   * `auto`: the fastest there is, without an error. A device that is asked for by name never falls back to another.
+   * `auto`: the CPU, until the CUDA backend has been proven on hardware. A device that is asked for by name never falls
+   * back to another.
    * Default: ATTENTION_BIAS_DEVICE, else `auto`.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /** CPU threads, 1 to 1024; default ATTENTION_BIAS_THREADS, else the cores that this process may use. */
   threads?: number | undefined;
-  /** default precision of this device's operations; `f32`, the only one on the CPU */
+  /** default precision of this device's attention; `f32`, the only one on the CPU */
   precision?: Precision | undefined;
 }
 
@@ -24,7 +25,18 @@ export interface CpuInfo {
   readonly isa: string;
   readonly threads: number;
 }
-export type DeviceInfo = CpuInfo;
+
+export interface CudaInfo {
+  readonly backend: 'cuda';
+  /** the GPU's name */
+  readonly name: string;
+  /** the N of cuda:N */
+  readonly ordinal: number;
+  readonly computeCapability: string;
+  readonly multiprocessors: number;
+  readonly memoryBytes: number;
+}
+export type DeviceInfo = CpuInfo | CudaInfo;
 
 /** Letters in shapes: B batch, H heads, Q queries, K keys, D head dim of query and key, Dv of value, V camera views. */
 export interface CallOptions {

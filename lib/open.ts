@@ -1,10 +1,11 @@
 import { constants } from 'node:buffer';
 import { availableParallelism } from 'node:os';
 
-import { CpuDevice, requireCpuPrecision } from './cpu-device.js';
-import { expected } from './errors.js';
+import { callNative, expected } from './errors.js';
+import { NativeDevice, requirePrecision } from './native-device.js';
 import { native } from './native.js';
-import type { Device, OpenOptions } from './device.js';
+import type { NativeBinding } from './binding.js';
+import type { Device, OpenOptions, Precision } from './device.js';
 
 /** A setting with the name that a message calls it by. */
 interface Setting {
@@ -41,14 +42,50 @@ function requireKnownOptions(options: unknown): asserts options is OpenOptions {
   }
 }
 
-/** ERR_DEVICE unless the setting asks for a device that is there. */
-function requireDevice(device: Setting | undefined): void {
-  if (device === undefined || device.value === 'auto' || device.value === 'cpu') return;
-  if (typeof device.value !== 'string' || !/^cuda(:\d{1,4})?$/.test(device.value)) {
+/** The number of the CUDA device that is asked for; undefined for the CPU. */
+function cudaOrdinal(device: Setting | undefined): number | undefined {
+  if (device === undefined || device.value === 'auto' || device.value === 'cpu') return undefined;
+  const match = typeof device.value === 'string' ? /^cuda(?::(\d{1,4}))?$/.exec(device.value) : null;
+  if (!match) {
     throw expected('ERR_VALUE', '"auto", "cpu", "cuda" or "cuda:N"', device.name, show(device.value));
   }
-  const reason = 'which needs the CUDA backend: this version has none yet';
-  throw expected('ERR_DEVICE', 'a device that can be used', device.name, `${show(device.value)}, ${reason}`);
+  return Number(match[1] ?? 0);
+}
+
+/** A CUDA device by its number. `asked` is what an error calls the setting. @internal */
+export function openCuda(
+  binding: NativeBinding,
+  ordinal: number,
+  asked: string,
+  precision: Precision | undefined,
+): Device {
+  requirePrecision('cuda', precision);
+  const status = callNative(() => binding.cuda(false));
+  const found = status.devices.find((device) => device.ordinal === ordinal);
+  if (!found) {
+    const reason =
+      status.reason || `only ${status.devices.map((d) => `cuda:${d.ordinal} (${d.name})`).join(', ')}`;
+    throw expected('ERR_DEVICE', 'a device that can be used', asked, `"cuda:${ordinal}": ${reason}`);
+  }
+  const { name, computeCapability, multiprocessors, memoryBytes } = found;
+  const native = callNative(() => new binding.Device({ backend: 'cuda', ordinal }));
+  const info = { backend: 'cuda', name, ordinal, computeCapability, multiprocessors, memoryBytes } as const;
+  return new NativeDevice(binding, native, info, precision);
+}
+
+function openCpuWith(
+  binding: NativeBinding,
+  options: { threads: number; isa?: string | undefined },
+  precision?: Precision,
+): Device {
+  requirePrecision('cpu', precision);
+  const { threads, isa } = options;
+  const native = callNative(
+    () => new binding.Device({ backend: 'cpu', threads, ...(isa === undefined ? {} : { isa }) }),
+  );
+  const { isa: level, threads: count } = native.info();
+  const info = { backend: 'cpu', name: binding.info().processor, isa: level, threads: count } as const;
+  return new NativeDevice(binding, native, info, precision);
 }
 
 function threadCount(threads: Setting | undefined): number {
@@ -80,16 +117,16 @@ export async function open(options: OpenOptions = {}): Promise<Device> {
   // In a promise: opening a GPU will take its time, and every error is a rejection.
   await Promise.resolve();
   requireKnownOptions(options);
-  requireDevice(setting(options.device, 'device', 'ATTENTION_BIAS_DEVICE'));
-  requireCpuPrecision(options.precision);
+  const asked = setting(options.device, 'device', 'ATTENTION_BIAS_DEVICE');
+  const ordinal = cudaOrdinal(asked);
   const threads = threadCount(setting(options.threads, 'threads', 'ATTENTION_BIAS_THREADS'));
   const binding = native();
   binding.setExternalLimit(constants.MAX_LENGTH);
-  const isa = instructionSet(binding.info().isas);
-  return new CpuDevice(binding, isa === undefined ? { threads } : { threads, isa });
+  if (ordinal !== undefined) return openCuda(binding, ordinal, asked?.name ?? 'device', options.precision);
+  return openCpuWith(binding, { threads, isa: instructionSet(binding.info().isas) }, options.precision);
 }
 
 /** A CPU device of an instruction set level by name. @internal For self-tests and tests. */
 export function openCpu(options: { threads: number; isa: string }): Device {
-  return new CpuDevice(native(), options);
+  return openCpuWith(native(), options);
 }

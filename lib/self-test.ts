@@ -2,7 +2,8 @@
  * A self-test of one device: every operation on small random inputs against the float64 reference, at the tolerances of
  * the package's contract.
  */
-import type { Device } from './device.js';
+import { TOLERANCES } from './conformance.js';
+import type { Device, Precision } from './device.js';
 import { normalFrom, randomSource } from './random.js';
 import { referenceAttention, referenceBias } from './reference.js';
 import type { BiasTerm } from './terms.js';
@@ -18,7 +19,7 @@ export interface SelfTestResult {
 
 interface Case {
   name: string;
-  tolerance: number;
+  tolerance: Record<Precision, number>;
   run: (device: Device) => Promise<number>;
 }
 
@@ -51,6 +52,12 @@ function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number 
   return Math.sqrt(difference) / (norm > 0 ? Math.sqrt(norm) : 1);
 }
 
+const always = (tolerance: number): Record<Precision, number> => ({
+  f32: tolerance,
+  tf32: tolerance,
+  bf16: tolerance,
+});
+
 function attentionCase(
   name: string,
   shape: [number, number, number, number],
@@ -60,7 +67,7 @@ function attentionCase(
   const [b, h, q, k] = shape;
   return {
     name: `attention ${name}`,
-    tolerance: 2e-6,
+    tolerance: TOLERANCES,
     run: async (device) => {
       const query = tensor([b, h, q, dim], normal);
       const key = tensor([b, h, k, dim], normal);
@@ -78,7 +85,7 @@ function attentionCase(
 function biasCase(name: string, shape: [number, number, number, number], bias: BiasTerm[]): Case {
   return {
     name: `bias ${name}`,
-    tolerance: 1e-6,
+    tolerance: always(1e-6),
     run: async (device) => {
       using out = await device.bias({ shape, bias });
       return relativeError(out.data, referenceBias({ shape, bias }));
@@ -142,7 +149,7 @@ function alibi(heads: number): BiasTerm[] {
 
 const routerCase: Case = {
   name: 'router',
-  tolerance: 1e-5,
+  tolerance: always(1e-5),
   run: async (device) => {
     const [features, weight, bias] = [
       tensor([2, 50, 32], normal),
@@ -164,7 +171,7 @@ const routerCase: Case = {
 /** One camera at the origin that looks along +x: pixel = (800 − 1000·y/x, 450 − 1000·z/x). */
 const projectCase: Case = {
   name: 'project',
-  tolerance: 0,
+  tolerance: always(0),
   run: async (device) => {
     const lidar2img = {
       data: Float32Array.of(800, -1000, 0, 0, 450, 0, -1000, 0, 1, 0, 0, 0, 0, 0, 0, 1),
@@ -204,13 +211,13 @@ const cases: Case[] = [
   projectCase,
 ];
 
-/** Runs all cases, or those whose name is in `only`. */
-export async function selfTest(device: Device, only?: readonly string[]): Promise<SelfTestResult[]> {
+/** Runs all cases. `precision` is the device's. */
+export async function selfTest(device: Device, precision: Precision = 'f32'): Promise<SelfTestResult[]> {
   const results: SelfTestResult[] = [];
-  for (const { name, tolerance, run } of cases) {
-    if (only && !only.includes(name)) continue;
+  for (const { name, tolerance: tolerances, run } of cases) {
     const start = performance.now();
     const error = await run(device);
+    const tolerance = tolerances[precision];
     results.push({ name, passed: error <= tolerance, error, tolerance, ms: performance.now() - start });
   }
   return results;

@@ -1,6 +1,7 @@
 // Builds the addon: with cmake-js where CMake is there (CUDA too where a toolkit works), else with npm's own node-gyp and
 // binding.gyp (CPU backend only). Downloads nothing. ATTENTION_BIAS_BUILD=cmake|gyp|skip forces a way;
-// ATTENTION_BIAS_CUDA=on|off makes CUDA a must, or leaves it out.
+// ATTENTION_BIAS_CUDA=on|off makes CUDA a must, or leaves it out; ATTENTION_BIAS_CUDA_ARCHITECTURES=90-real, say, compiles
+// for one architecture instead of all.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -59,8 +60,10 @@ function withCmake() {
   const cmakeJs = require.resolve('cmake-js/bin/cmake-js');
   const jobs = String(availableParallelism());
   // `rebuild`, since `build` reuses a stale cache: of another Node.js, or of a toolkit that is gone.
-  const cuda = process.env.ATTENTION_BIAS_CUDA;
-  const options = cuda ? [`--CDATTENTION_BIAS_CUDA=${cuda}`] : [];
+  const variables = ['CUDA', 'CUDA_ARCHITECTURES', 'CUDA_REPORT'].map((name) => `ATTENTION_BIAS_${name}`);
+  const options = variables
+    .filter((name) => process.env[name])
+    .map((name) => `--CD${name}=${process.env[name]}`);
   return run(process.execPath, [cmakeJs, 'rebuild', '--directory', root, '--parallel', jobs, ...options]);
 }
 

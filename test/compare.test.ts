@@ -5,7 +5,7 @@ import {
   compareNorm,
   compareZeroRows,
   float32Ulp,
-} from './compare.js';
+} from '../lib/compare.js';
 
 const v = (...data: number[]) => ({ data, shape: [data.length] });
 

@@ -8,27 +8,18 @@ import { join } from 'node:path';
 
 import type { Device } from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
-import { openSafetensors, type SafetensorsFile } from '../lib/formats/safetensors.js';
+import type { HostTensor } from '../lib/formats/host.js';
+import { openSafetensors } from '../lib/formats/safetensors.js';
 import { open } from '../lib/index.js';
 import { runJob, type JobOutputs } from '../lib/job.js';
 import { native } from '../lib/native.js';
-import {
-  compareBias,
-  compareCameraCenters,
-  compareExact,
-  compareNorm,
-  compareZeroRows,
-  F32_TOLERANCE,
-  ROUTER_TOLERANCE,
-  type Values,
-} from './compare.js';
+import { openCuda } from '../lib/open.js';
+import type { NativeBinding } from '../lib/binding.js';
+import { compareOutputs, operations, TOLERANCES } from '../lib/conformance.js';
 import { temporaryFolder } from './formats/temporary.js';
 
 const vectors = join(__dirname, 'vectors');
 const command = join(__dirname, '../dist/cli/main.js');
-
-type Operation = 'attention' | 'bias' | 'router' | 'project';
-const operations: readonly string[] = ['attention', 'bias', 'router', 'project'] satisfies Operation[];
 
 interface Case {
   name: string;
@@ -66,40 +57,6 @@ test('no case is left out', () => {
   expect(bad).toHaveLength(12);
 });
 
-/** What is wrong with one output. */
-function compareOutput(op: Operation, name: string, actual: Values, expected: Values): string[] {
-  switch (op) {
-    case 'attention':
-      return compareNorm(actual, expected, F32_TOLERANCE, name === 'lse');
-    case 'router':
-      return compareNorm(actual, expected, ROUTER_TOLERANCE);
-    case 'bias':
-      return compareBias(actual, expected);
-    case 'project':
-      return name === 'cameraCenters'
-        ? compareCameraCenters(actual, expected)
-        : compareExact(actual, expected);
-  }
-}
-
-async function compareOutputs(
-  op: Operation,
-  outputs: JobOutputs,
-  expected: SafetensorsFile,
-): Promise<string[]> {
-  const problems: string[] = [];
-  if (Object.keys(outputs).sort().join() !== [...expected.tensors.keys()].sort().join()) {
-    problems.push(`outputs are ${Object.keys(outputs).join()}, not ${[...expected.tensors.keys()].join()}`);
-  }
-  const zero = JSON.parse(expected.metadata.get('exactZero') ?? '{}') as Record<string, number[]>;
-  for (const [name, actual] of Object.entries(outputs)) {
-    const wrong = compareOutput(op, name, actual, await expected.read(name));
-    wrong.push(...compareZeroRows(actual, zero[name] ?? []));
-    problems.push(...wrong.map((text) => `${name}: ${text}`));
-  }
-  return problems;
-}
-
 const bits = (outputs: JobOutputs): Record<string, Buffer> =>
   Object.fromEntries(
     Object.entries(outputs).map(([name, { data }]) => {
@@ -136,7 +93,7 @@ describe.each(machines)('$isa on $threads threads', ({ isa, threads }) => {
   test.each(built)('$name', async ({ name, op }) => {
     const outputs = await runJob(jobOf(name), { device });
     await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-    const problems = await compareOutputs(op as Operation, outputs, expected);
+    const problems = await compareOutputs(op, outputs, expected, TOLERANCES.f32);
     expect({ name, problems }).toEqual({ name, problems: [] });
 
     const again = await runJob(jobOf(name), { device: twin });
@@ -153,6 +110,40 @@ describe.each(machines)('$isa on $threads threads', ({ isa, threads }) => {
     expect(missingWords((error as Error).message, words)).toEqual([]);
   });
 });
+
+/** The CUDA backend upon the emulator (test/native/emulator.h), built by scripts/build-emulated.js where CMake is there. */
+const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node');
+const canEmulate = spawnSync('cmake', ['--version']).status === 0;
+const precisions = (['f32', 'tf32', 'bf16'] as const).map((precision) => ({
+  precision,
+  tolerance: TOLERANCES[precision],
+}));
+
+(canEmulate ? describe : describe.skip).each(precisions)(
+  'CUDA, emulated, $precision',
+  ({ precision, tolerance }) => {
+    let device: Device;
+    beforeAll(() => {
+      // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
+      device = openCuda(require(emulated) as NativeBinding, 0, 'device', precision);
+      expect(device.info).toMatchObject({ backend: 'cuda', name: 'emulated on the CPU' });
+    });
+    afterAll(() => {
+      device.close();
+    });
+
+    test.each(built)('$name', async ({ name, op }) => {
+      const outputs = await runJob(jobOf(name), { device });
+      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+      const problems = await compareOutputs(op, outputs, expected, tolerance);
+      expect({ name, problems }).toEqual({ name, problems: [] });
+      expect({ name, bits: bits(await runJob(jobOf(name), { device })) }).toEqual({
+        name,
+        bits: bits(outputs),
+      });
+    });
+  },
+);
 
 interface ExpectedError {
   exit: number;
@@ -226,10 +217,12 @@ describe('attention-bias run', () => {
       });
       await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
       await using written = await openSafetensors(folder.file('out.safetensors'));
-      const outputs: Record<string, Values> = {};
+      const outputs: Record<string, HostTensor> = {};
       for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
       const { op } = built.find((item) => item.name === name) ?? { op: '' };
-      expect(await compareOutputs(op as Operation, outputs as unknown as JobOutputs, expected)).toEqual([]);
+      expect(await compareOutputs(op, outputs as unknown as JobOutputs, expected, TOLERANCES.f32)).toEqual(
+        [],
+      );
     },
   );
 });

@@ -22,5 +22,6 @@ export async function openDevice({ device, precision, threads }: DeviceOptions):
 
 /** A device in a few words. */
 export function describeDevice({ info }: Pick<Device, 'info'>): string {
+  if (info.backend === 'cuda') return `cuda:${info.ordinal} ${info.name}`;
   return `${info.backend} ${info.isa}, ${info.threads} thread${info.threads === 1 ? '' : 's'}`;
 }

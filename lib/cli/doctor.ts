@@ -59,9 +59,8 @@ export async function diagnose(): Promise<Diagnosis> {
     processor,
     compiler,
     isas,
-    isa: device.info.isa,
-    threads: device.info.threads,
-    cuda: binding.cuda(),
+    ...(device.info.backend === 'cpu' && { isa: device.info.isa, threads: device.info.threads }),
+    cuda: binding.cuda(true),
     failures: results
       .filter((result) => !result.passed)
       .map(({ name, error, tolerance }) => `${name}: error ${error}, at most ${tolerance}`),

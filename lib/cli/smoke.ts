@@ -1,6 +1,6 @@
 import type { CommandModule } from 'yargs';
 import { native } from '../native.js';
-import { openCpu } from '../open.js';
+import { open, openCpu } from '../open.js';
 import { selfTest, type SelfTestResult } from '../self-test.js';
 import { table } from './table.js';
 
@@ -15,20 +15,15 @@ export async function smoke(): Promise<SmokeRow[]> {
     using device = openCpu({ threads: 2, isa });
     for (const result of await selfTest(device)) rows.push({ device: `cpu ${isa}`, ...result });
   }
-  const start = performance.now();
-  const { devices } = native().cuda();
-  devices.forEach(({ name, selfTest: wrong }, i) => {
-    const passed = wrong === '';
-    const ms = (performance.now() - start) / devices.length;
-    rows.push({
-      device: `cuda:${i} ${name}`,
-      name: 'project',
-      passed,
-      error: passed ? 0 : NaN,
-      tolerance: 0,
-      ms,
-    });
-  });
+  const cuda = native().cuda(false);
+  for (const { ordinal, name } of cuda.devices) {
+    for (const precision of ['f32', 'tf32', 'bf16'] as const) {
+      using device = await open({ device: `cuda:${ordinal}`, precision });
+      for (const result of await selfTest(device, precision)) {
+        rows.push({ device: `cuda:${ordinal} ${name} ${precision}`, ...result });
+      }
+    }
+  }
   return rows;
 }
 

@@ -3,10 +3,11 @@
 #include <vector>
 
 #include "addon/calls.h"
-#include "addon/cpu_device.h"
+#include "addon/device.h"
 #include "addon/environment.h"
 #include "addon/js_errors.h"
 #include "core/reference.h"
+#include "cpu/backend.h"
 #include "cuda/cuda.h"
 
 namespace attention_bias::addon {
@@ -14,7 +15,7 @@ namespace attention_bias::addon {
 namespace {
 
 struct Finished {
-  CpuDevice* device;
+  Device* device;
   Operation* operation;
 };
 
@@ -37,7 +38,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
                InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
                InstanceMethod<&Environment::reference_attention>("referenceAttention"),
                InstanceMethod<&Environment::reference_bias>("referenceBias")});
-  exports.Set("CpuDevice", CpuDevice::define(env));
+  exports.Set("Device", Device::define(env));
   const Napi::String name = Napi::String::New(env, "attention-bias");
   check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
                                              on_finished, &finished_));
@@ -48,7 +49,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
 
 void Environment::teardown(void* environment) {
   Environment* self = static_cast<Environment*>(environment);
-  for (CpuDevice* device : self->devices_) device->teardown();
+  for (Device* device : self->devices_) device->teardown();
   self->devices_.clear();
 }
 
@@ -60,7 +61,7 @@ void Environment::operation_settled() {
   if (--operations_ == 0) napi_unref_threadsafe_function(env_, finished_);
 }
 
-void Environment::post_finished(CpuDevice* device, Operation* operation) {
+void Environment::post_finished(Device* device, Operation* operation) {
   auto message = std::make_unique<Finished>(Finished{device, operation});
   if (napi_call_threadsafe_function(finished_, message.get(), napi_tsfn_nonblocking) == napi_ok)
     message.release();
@@ -98,6 +99,7 @@ Napi::Value Environment::info(const Napi::CallbackInfo& info) {
 Napi::Value Environment::cuda(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
+    const bool run_tests = info[0].IsBoolean() && info[0].As<Napi::Boolean>().Value();
     const cuda::Status status = cuda::status();
     Napi::Object result = Napi::Object::New(env);
     result.Set("built", status.built);
@@ -112,7 +114,8 @@ Napi::Value Environment::cuda(const Napi::CallbackInfo& info) {
       entry.Set("computeCapability", std::to_string(device.major) + "." + std::to_string(device.minor));
       entry.Set("multiprocessors", device.multiprocessors);
       entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
-      entry.Set("selfTest", cuda::self_test(static_cast<int>(devices.Length())));
+      entry.Set("selfTest", run_tests ? cuda::self_test(device.ordinal) : std::string());
+      entry.Set("ordinal", device.ordinal);
       devices.Set(devices.Length(), entry);
     }
     result.Set("devices", devices);

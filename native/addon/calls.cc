@@ -26,12 +26,14 @@ AttentionCall::AttentionCall(Fields* arguments)
     : query(arguments->tensor("query")),
       key(arguments->tensor("key")),
       value(arguments->tensor("value")),
-      scale(read_scale(arguments)) {
+      scale(read_scale(arguments)),
+      precision(static_cast<Precision>(arguments->choice("precision", {"f32", "tf32", "bf16"}))) {
   if (arguments->has("bias")) terms = read_terms(arguments, "bias");
 }
 
 AttentionProblem AttentionCall::problem(std::unique_ptr<Program>* program) const {
   AttentionProblem problem = attention_problem(*query, *key, *value, scale);
+  problem.precision = precision;
   *program = build(problem.extent, terms);
   problem.bias = program->get();
   return problem;
@@ -50,7 +52,7 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
   const AttentionCall call(arguments);
   outputs->declare("out", arguments);
   outputs->declare("lse", arguments);
-  return [call](cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
     std::unique_ptr<Program> program;
     AttentionProblem problem = call.problem(&program);
     const Extent& e = problem.extent;
@@ -63,7 +65,7 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
 Compute read_bias(Fields* arguments, Outputs* outputs) {
   const BiasCall call(arguments);
   outputs->declare("out", arguments);
-  return [call](cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
     const std::unique_ptr<Program> program = call.program();
     BiasProblem problem;
     problem.bias = program.get();
@@ -76,7 +78,7 @@ Compute read_router(Fields* arguments, Outputs* outputs) {
   const TensorView *features = arguments->tensor("features"), *weight = arguments->tensor("weight"),
                    *bias = arguments->tensor("bias");
   outputs->declare("out", arguments);
-  return [=](cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
     RouterProblem problem = router_problem(*features, *weight, *bias);
     problem.out =
         outputs->take("out", {features->shape[0], features->shape[1], problem.outputs}, "[B, Q, M]");
@@ -90,8 +92,8 @@ Compute read_project(Fields* arguments, Outputs* outputs) {
   outputs->declare("bevCenters");
   outputs->declare("cameraCenters");
   return [=, range = arguments->numbers("pointCloudRange"), image_shape = arguments->integers("imageShape"),
-          feature_shape = arguments->integers("featureShape"), bev_shape = arguments->integers("bevShape")](
-             cpu::Backend* backend, Outputs* outputs, AbortFlag abort) {
+          feature_shape = arguments->integers("featureShape"),
+          bev_shape = arguments->integers("bevShape")](Backend* backend, Outputs* outputs, AbortFlag abort) {
     ProjectProblem problem =
         project_problem(*points, range, *lidar2img, image_shape, feature_shape, bev_shape);
     require_reference_points(problem, points->name);

@@ -13,6 +13,7 @@ namespace attention_bias::addon {
 struct AttentionCall {
   const TensorView *query, *key, *value;
   double scale;
+  Precision precision;
   std::vector<AddTerm> terms;
 
   explicit AttentionCall(Fields* arguments);

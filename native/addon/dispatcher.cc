@@ -5,8 +5,8 @@
 
 namespace attention_bias::addon {
 
-Dispatcher::Dispatcher(int threads, const std::string& isa, std::function<void(Operation*)> done)
-    : backend_(threads, isa), done_(std::move(done)), thread_([this] { loop(); }) {}
+Dispatcher::Dispatcher(std::unique_ptr<Backend> backend, std::function<void(Operation*)> done)
+    : backend_(std::move(backend)), done_(std::move(done)), thread_([this] { loop(); }) {}
 
 Dispatcher::~Dispatcher() {
   {
@@ -43,7 +43,7 @@ void Dispatcher::loop() {
     running_ = queue_.front();
     queue_.pop_front();
     lock.unlock();
-    running_->run(&backend_);
+    running_->run(backend_.get());
     lock.lock();
     Operation* const finished = running_;
     running_ = nullptr;

@@ -9,25 +9,25 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
 
 #include "addon/operation.h"
-#include "cpu/backend.h"
+#include "core/backend.h"
 
 namespace attention_bias::addon {
 
 class Dispatcher {
  public:
   // `done` is called on the dispatcher's thread after each operation that ran.
-  Dispatcher(int threads, const std::string& isa, std::function<void(Operation*)> done);
+  Dispatcher(std::unique_ptr<Backend> backend, std::function<void(Operation*)> done);
   // Stops the running operation between tiles, forgets the queued ones, and joins.
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
-  const cpu::Backend& backend() const { return backend_; }
+  const Backend& backend() const { return *backend_; }
 
   void push(Operation* operation);
   // Takes an operation out of the queue; false where it has begun.
@@ -36,7 +36,7 @@ class Dispatcher {
  private:
   void loop();
 
-  cpu::Backend backend_;
+  std::unique_ptr<Backend> backend_;
   std::function<void(Operation*)> done_;
   std::mutex mutex_;
   std::condition_variable changed_;

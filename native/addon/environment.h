@@ -11,7 +11,7 @@
 
 namespace attention_bias::addon {
 
-class CpuDevice;
+class Device;
 class Operation;
 
 class Environment : public Napi::Addon<Environment> {
@@ -22,14 +22,14 @@ class Environment : public Napi::Addon<Environment> {
   const std::shared_ptr<MemoryAccount>& account() const { return account_; }
 
   // Devices with threads, which end with the environment at the latest.
-  void add(CpuDevice* device) { devices_.insert(device); }
-  void remove(CpuDevice* device) { devices_.erase(device); }
+  void add(Device* device) { devices_.insert(device); }
+  void remove(Device* device) { devices_.erase(device); }
 
   // An operation is under way, or has been settled: the event loop goes on while any is.
   void operation_started();
   void operation_settled();
   // On any thread of a device: has the device finish the operation on the JavaScript thread.
-  void post_finished(CpuDevice* device, Operation* operation);
+  void post_finished(Device* device, Operation* operation);
 
  private:
   Napi::Value info(const Napi::CallbackInfo& info);
@@ -48,7 +48,7 @@ class Environment : public Napi::Addon<Environment> {
   napi_env env_;
   std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
   std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
-  std::unordered_set<CpuDevice*> devices_;
+  std::unordered_set<Device*> devices_;
   napi_threadsafe_function finished_ = nullptr;
   int64_t operations_ = 0;
 };

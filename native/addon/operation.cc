@@ -63,7 +63,7 @@ Operation::Operation(Napi::Env env, const char* name, ReadOperation read, Napi::
   outputs_.require_apart(arguments_);
 }
 
-void Operation::run(cpu::Backend* backend) {
+void Operation::run(Backend* backend) {
   try {
     if (aborted_) throw aborted_error();
     compute_(backend, &outputs_, &aborted_);

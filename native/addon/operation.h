@@ -12,8 +12,7 @@
 #include "addon/arguments.h"
 #include "addon/buffers.h"
 #include "addon/node_api.h"
-#include "core/operations.h"
-#include "cpu/backend.h"
+#include "core/backend.h"
 
 namespace attention_bias::addon {
 
@@ -48,7 +47,7 @@ class Outputs {
 };
 
 // What is left of an operation once its arguments are read: checks of values, outputs, and the work itself.
-using Compute = std::function<void(cpu::Backend*, Outputs*, AbortFlag)>;
+using Compute = std::function<void(Backend*, Outputs*, AbortFlag)>;
 using ReadOperation = Compute (*)(Fields*, Outputs*);
 
 Error aborted_error();
@@ -64,7 +63,7 @@ class Operation {
   Napi::Promise promise() const { return deferred_.Promise(); }
 
   // Any thread. Keeps what is thrown for finish().
-  void run(cpu::Backend* backend);
+  void run(Backend* backend);
   // Any thread: makes run() stop between tiles.
   void abort() { aborted_ = true; }
 

@@ -1,4 +1,4 @@
-// The operations' arguments, checked, as every backend takes them. Letters as in CONTRACT.md.
+// The operations' arguments, checked, as every backend takes them. Letters as in docs/terms.md.
 #pragma once
 
 #include <array>
@@ -14,6 +14,9 @@ namespace attention_bias {
 // Set by another thread to stop an operation between tiles; nullptr: never.
 using AbortFlag = const std::atomic<bool>*;
 
+// Of the arithmetic.
+enum class Precision : uint8_t { kF32, kTf32, kBf16 };
+
 struct AttentionProblem {
   Extent extent;
   int64_t head_dim = 0;          // D
@@ -24,6 +27,7 @@ struct AttentionProblem {
   float* out = nullptr;          // [B, H, Q, Dv]
   float* lse = nullptr;          // [B, H, Q]
   double scale = 0;
+  Precision precision = Precision::kF32;
   const Program* bias = nullptr;
 };
 

@@ -99,31 +99,6 @@ void require_pair(const std::vector<int64_t>& values, int64_t least, const char*
   }
 }
 
-// The grid of a segment, checked but for its place among the keys, which require_segments checks of
-// key_range().
-CellGrid cell_grid(const GridSpec& spec, const Extent& e, const std::string& path) {
-  const size_t rank = spec.grid.size();
-  const bool positive = std::all_of(spec.grid.begin(), spec.grid.end(),
-                                    [](int64_t size) { return size >= 1 && size < (int64_t{1} << 31); });
-  if ((rank != 2 && rank != 3) || !positive) {
-    throw expected(ErrorCode::kValue, "[V, Hg, Wg] or [Hg, Wg], integers of at least 1", path + ".grid",
-                   list(spec.grid));
-  }
-  const bool views = rank == 3;
-  require(spec.centers, DType::kFloat32, {dim(e.batch), dim(e.queries), dim(views ? 3 : 2)},
-          views ? "[B, Q, 3]" : "[B, Q, 2]");
-  CellGrid grid = {};
-  // A grid larger than the keys is refused by require_segments before these are used.
-  grid.start = static_cast<int32_t>(spec.start);
-  grid.views = static_cast<int32_t>(views ? spec.grid[0] : 1);
-  grid.height = static_cast<int32_t>(spec.grid[rank - 2]);
-  grid.width = static_cast<int32_t>(spec.grid[rank - 1]);
-  grid.centers = spec.centers.f32();
-  grid.components = views ? 3 : 2;
-  grid.end = static_cast<int32_t>(spec.start + element_count(spec.grid, path + ".grid"));
-  return grid;
-}
-
 KeyRange key_range(const GridSpec& spec, const std::string& path) {
   return {spec.start, element_count(spec.grid, path + ".grid"), path, "grid"};
 }
@@ -160,6 +135,37 @@ void Program::append(const Term& term, const std::string& path, bool depends_on_
   terms_.push_back(term);
   depends_on_batch_ |= depends_on_batch;
   depends_on_head_ |= depends_on_head;
+}
+
+// The grid of a segment, checked but for its place among the keys, which require_segments checks of
+// key_range().
+CellGrid Program::cell_grid(const GridSpec& spec, const std::string& path) {
+  const size_t rank = spec.grid.size();
+  const bool positive = std::all_of(spec.grid.begin(), spec.grid.end(),
+                                    [](int64_t size) { return size >= 1 && size < (int64_t{1} << 31); });
+  if ((rank != 2 && rank != 3) || !positive) {
+    throw expected(ErrorCode::kValue, "[V, Hg, Wg] or [Hg, Wg], integers of at least 1", path + ".grid",
+                   list(spec.grid));
+  }
+  const bool views = rank == 3;
+  require(spec.centers, DType::kFloat32, {dim(extent_.batch), dim(extent_.queries), dim(views ? 3 : 2)},
+          views ? "[B, Q, 3]" : "[B, Q, 2]");
+  CellGrid grid = {};
+  // A grid larger than the keys is refused by require_segments before these are used.
+  grid.start = static_cast<int32_t>(spec.start);
+  grid.views = static_cast<int32_t>(views ? spec.grid[0] : 1);
+  grid.height = static_cast<int32_t>(spec.grid[rank - 2]);
+  grid.width = static_cast<int32_t>(spec.grid[rank - 1]);
+  grid.centers = spec.centers.f32();
+  grid.components = views ? 3 : 2;
+  grid.end = static_cast<int32_t>(spec.start + element_count(spec.grid, path + ".grid"));
+  return grid;
+}
+
+void Program::require(const TensorView& view, DType dtype, const std::vector<Dim>& dims,
+                      const char* letters) {
+  attention_bias::require(view, dtype, dims, letters);
+  tensors_.push_back(view);
 }
 
 void Program::add_dense(const TensorView& bias, const std::string& path) {
@@ -244,7 +250,7 @@ void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>
   for (size_t i = 0; i < segments.size(); ++i) {
     const SpatialSegmentSpec& s = segments[i];
     const std::string at = segment_path(path, i);
-    const CellGrid grid = cell_grid(s.cells, e, at);
+    const CellGrid grid = cell_grid(s.cells, at);
     ranges.push_back(key_range(s.cells, at));
     const float radius = finite_number(s.radius, at + ".radius");
     if (!(radius > 0))
@@ -269,7 +275,7 @@ void Program::add_window(const std::vector<WindowSegmentSpec>& segments, const s
   for (size_t i = 0; i < segments.size(); ++i) {
     const WindowSegmentSpec& s = segments[i];
     const std::string at = segment_path(path, i);
-    const CellGrid grid = cell_grid(s.cells, e, at);
+    const CellGrid grid = cell_grid(s.cells, at);
     ranges.push_back(key_range(s.cells, at));
     if (s.size < 1 || s.size % 2 == 0 || s.size >= (int64_t{1} << 24)) {
       throw expected(ErrorCode::kValue, "an odd integer from 1 to 2^24", at + ".size",

@@ -1,5 +1,5 @@
 // A bias as a program: a list of terms, checked once and resolved to plain structs (terms.h) that kernels
-// evaluate. Each add_* checks everything that CONTRACT section 2 asks of its term and throws Error naming the
+// evaluate. Each add_* checks everything that docs/terms.md asks of its term and throws Error naming the
 // field by `path` (such as bias[2]) and the tensors by their own names. Tensors are not copied: they must
 // outlive the program.
 #pragma once
@@ -72,6 +72,9 @@ class Program {
   const Term* term_data() const;
   int term_count() const;
 
+  // The tensors that the terms point to, each as often as it is used.
+  const std::vector<TensorView>& tensors() const { return tensors_; }
+
   // Σ rank of the lowRank terms.
   int64_t low_rank_dims() const { return low_rank_dims_; }
 
@@ -81,9 +84,13 @@ class Program {
 
  private:
   void append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head);
+  // As attention_bias::require, of a tensor that a term will point to.
+  void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
+  CellGrid cell_grid(const GridSpec& spec, const std::string& path);
 
   Extent extent_;
   std::vector<Term> terms_;
+  std::vector<TensorView> tensors_;
   int64_t low_rank_dims_ = 0;
   bool depends_on_batch_ = false;
   bool depends_on_head_ = false;

@@ -1,6 +1,5 @@
-// Projection of reference points to cells of the bird's-eye view and of the cameras (CONTRACT.md section 3,
-// `project`): CMT's and MoME's reference points, lidar2img as in mmdetection3d. In float64, so that a cell is
-// the exact one.
+// Projection of reference points to cells of the bird's-eye view and of the cameras (`project`): CMT's and
+// MoME's reference points, lidar2img as in mmdetection3d. In float64, so that a cell is the exact one.
 #pragma once
 
 #include <cstdint>

@@ -29,6 +29,17 @@ AB_HD float log_sum_exp(const SoftmaxState& s) {
   return static_cast<float>(static_cast<double>(s.base) + __builtin_log(static_cast<double>(s.sum)));
 }
 
+// The same where `base` is in units of log2, Σ 2^(score − base).
+AB_HD float log_sum_exp_of_log2(const SoftmaxState& s) {
+  if (!s.seen) return -__builtin_inff();
+  if (s.sum == 0.0f) return __builtin_nanf("");
+  // Where the scaled score did not fit float32 it was cut to the greatest, as masks of -FLT_MAX are.
+  constexpr float kGreatest = 3.40282347e38f;
+  if (s.base <= -kGreatest || s.base == kGreatest) return s.base;
+  constexpr double kLn2 = 0.69314718055994530942;
+  return static_cast<float>(static_cast<double>(s.base) * kLn2 + __builtin_log(static_cast<double>(s.sum)));
+}
+
 // Whether a part weighs anything in a merge of parts.
 AB_HD bool weighs(const SoftmaxState& part) { return part.seen && part.sum != 0.0f; }  // true for NaN
 

@@ -1,4 +1,4 @@
-// THE definition of every bias term (CONTRACT.md section 2), for all backends and the float64 reference.
+// THE definition of every bias term (docs/terms.md), for all backends and the float64 reference.
 //
 // A term is a plain struct with three functions:
 //
@@ -9,6 +9,9 @@
 // and three facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
 // queries but those near the key, of which near(tile, q, f) tells, so that kernels evaluate only those;
 // kKeysTogether, whether the values of one query lie side by side in memory, so that kernels go along keys.
+//
+// and, for backends that keep the terms in memory of their own, either each_tensor(f), which calls f with
+// each pointer to a tensor's memory, or an array `segments` of `count` structs that have it.
 //
 // A tile class is a promise: kHidden, every pair of the tile is hidden; kZero, the value is 0 for every pair;
 // kRowConstant, a query's value is the same for all keys of the tile, so value(column(k0), q) serves for the
@@ -57,6 +60,10 @@ struct DenseTerm {
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(bias);
+  }
 
   using Column = const float*;
   AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
@@ -71,6 +78,8 @@ struct DenseTerm {
   }
 };
 
+typedef uint64_t MayAliasWord __attribute__((may_alias));
+
 // Counts non-zero bytes of one tile of a byte tensor, each distinct entry once, and classes the tile by them.
 AB_HD TileClass byte_tile_class(const uint8_t* first, int64_t query_stride, int64_t key_stride,
                                 const Tile& tile, bool nonzero_is_visible) {
@@ -78,10 +87,20 @@ AB_HD TileClass byte_tile_class(const uint8_t* first, int64_t query_stride, int6
   const int32_t columns = key_stride == 0 ? 1 : tile.k1 - tile.k0;
   bool any = false, all = true;
   for (int32_t q = 0; q < rows; ++q) {
-    for (int32_t k = 0; k < columns; ++k) {
-      const bool nonzero = first[q * query_stride + k * key_stride] != 0;
-      any |= nonzero;
-      all &= nonzero;
+    const uint8_t* row = first + q * query_stride;
+    for (int32_t k = 0; k < columns;) {
+      const uint8_t* at = row + k * key_stride;
+      if (key_stride == 1 && columns - k >= 8 && reinterpret_cast<uintptr_t>(at) % 8 == 0) {
+        // Eight bytes at once. A byte is zero where borrowing reaches its top bit (exact for "is there any").
+        const uint64_t word = *reinterpret_cast<const MayAliasWord*>(at);
+        any |= word != 0;
+        all &= ((word - 0x0101010101010101u) & ~word & 0x8080808080808080u) == 0;
+        k += 8;
+      } else {
+        any |= *at != 0;
+        all &= *at != 0;
+        ++k;
+      }
     }
     if (any && !all) return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed;
   }
@@ -94,6 +113,10 @@ struct MaskTerm {
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(visible);
+  }
 
   using Column = const uint8_t*;
   AB_HD Column column(int64_t b, int64_t h, int32_t k) const {
@@ -114,6 +137,10 @@ struct PaddingTerm {
   int64_t keys;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(ignore);
+  }
 
   using Column = bool;
   AB_HD Column column(int64_t b, int64_t, int32_t k) const { return ignore[b * keys + k] != 0; }
@@ -133,6 +160,10 @@ struct BlockDiagonalTerm {
   int64_t queries, keys;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(query_ids), f(key_ids);
+  }
 
   struct Column {
     const int32_t* query_ids;
@@ -183,6 +214,8 @@ struct SlidingWindowTerm {
   int64_t left, right, offset;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&&) {}
 
   using Column = QueryRange;
   AB_HD Column column(int64_t, int64_t, int32_t k) const {
@@ -206,6 +239,8 @@ struct DenoisingTerm {
   bool groups_see_matching;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&&) {}
 
   using Column = QueryRange;
   AB_HD Column column(int64_t, int64_t, int32_t k) const {
@@ -238,6 +273,11 @@ struct DenoisingTerm {
 struct ModalitySegment {
   int32_t start, end;    // keys [start, end)
   const float* weights;  // [B, Q]
+
+  template <class F>
+  void each_tensor(F&& f) {
+    f(weights);
+  }
 };
 
 // (w[b,q] − 0.5)·2·strength in a segment, else 0. Segments are sorted and don't overlap.
@@ -353,6 +393,11 @@ struct SpatialSegment {
   CellGrid grid;
   const float* weights;  // [B, Q]
   float radius;
+
+  template <class F>
+  void each_tensor(F&& f) {
+    f(grid.centers), f(weights);
+  }
 };
 
 // w[b,q]·strength·max(0, 1 − dist/radius) for a cell of the query's view, else 0.
@@ -417,6 +462,11 @@ struct SpatialTerm {
 struct WindowSegment {
   CellGrid grid;
   int32_t half;  // ⌊size/2⌋
+
+  template <class F>
+  void each_tensor(F&& f) {
+    f(grid.centers);
+  }
 };
 
 // In a segment, visible where the view is the query's and |y − ⌊cy⌋| ≤ half and |x − ⌊cx⌋| ≤ half.
@@ -494,6 +544,8 @@ struct ShiftedWindowTerm {
   float masked;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&&) {}
 
   struct Column {
     int32_t split_y, split_x;  // the window's first wrapped row and column
@@ -528,6 +580,10 @@ struct RelativePositionTerm {
   bool cls_token;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(table);
+  }
 
   struct Column {
     const float* table;  // of head h
@@ -565,6 +621,10 @@ struct LowRankTerm {
   float scale;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(query_factors), f(key_factors);
+  }
 
   struct Column {
     const float* query_factors;  // [Q, rank] of batch row b and head h
@@ -592,6 +652,10 @@ struct AlibiTerm {
   int64_t offset;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  template <class F>
+  void each_tensor(F&& f) {
+    f(slopes);
+  }
 
   struct Column {
     float slope;
@@ -641,9 +705,12 @@ struct Term {
   };
 };
 
-// Calls f with the term's own struct.
-template <class F>
-AB_HD auto visit(const Term& term, F&& f) {
+// Calls f with the term's own struct. On a device f may be a device function, which nvcc warns of otherwise.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+template <class AnyTerm, class F>  // Term or const Term
+AB_HD auto visit(AnyTerm& term, F&& f) {
   switch (term.type) {
 #define AB_CASE(name, Type, member) \
   case TermType::name:              \
@@ -652,6 +719,15 @@ AB_HD auto visit(const Term& term, F&& f) {
 #undef AB_CASE
   }
   __builtin_unreachable();
+}
+
+// Index of the lowest bit that is set.
+AB_HD int lowest_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffsll(static_cast<long long>(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
 }
 
 // What a list of terms makes of one tile, for a kernel to act on. Bit i speaks of term i.
@@ -667,7 +743,7 @@ constexpr int kMaxTerms = 64;
 AB_HD TilePlan plan_tile(const Term* terms, uint64_t candidates, const Tile& tile) {
   TilePlan plan = {false, 0, 0};
   for (uint64_t left = candidates; left != 0; left &= left - 1) {
-    const int i = __builtin_ctzll(left);
+    const int i = lowest_bit(left);
     const uint64_t bit = uint64_t{1} << i;
     switch (visit(terms[i], [&](const auto& term) AB_INLINE_LAMBDA { return term.tile_class(tile); })) {
       case TileClass::kHidden:

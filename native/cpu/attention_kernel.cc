@@ -14,7 +14,7 @@
 //
 // Blocks of keys that fit L2 are the outer loop and blocks of queries the inner, so that keys and values come
 // from memory once. Order in a score: scale (in the packed query), dot product, bias, masks, as in
-// CONTRACT.md.
+// docs/terms.md.
 //
 // Work per score at head dim 32: 32 + 32 FMAs and about 13 operations for exp and maximum, so 83 % of the
 // vector operations are the two products.
@@ -261,7 +261,7 @@ AB_INLINE void fold_output(const Work& w, const Block& block) {
 // Adds the terms' value at key k0 for each query: what a tile's row-constant terms come to.
 AB_INLINE void add_row_constants(const Term* terms, uint64_t which, const Tile& tile, float* row) {
   for (; which != 0; which &= which - 1) {
-    visit(terms[__builtin_ctzll(which)], [&](const auto& term) AB_INLINE_LAMBDA {
+    visit(terms[lowest_bit(which)], [&](const auto& term) AB_INLINE_LAMBDA {
       const auto column = term.column(tile.b, tile.h, tile.k0);
       for (int32_t q = tile.q0; q < tile.q1; ++q) {
         row[q - tile.q0] = add_bias(row[q - tile.q0], term.template value<float>(column, q));
@@ -291,7 +291,7 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
     for (int32_t q = 0; q < kQueries; ++q) w.tile_bias[k * kQueries + q] = row[q];
   }
   for (; mixed != 0; mixed &= mixed - 1) {
-    visit(w.terms[__builtin_ctzll(mixed)], [&](const auto& term) AB_INLINE_LAMBDA {
+    visit(w.terms[lowest_bit(mixed)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
       if constexpr (T::kLocal && !T::kHides) {
         add_near(term, tile, w.tile_bias, add_bias);
@@ -342,7 +342,7 @@ AB_INLINE bool any_hidden(const float* row, int32_t count) {
 template <int NV>
 void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greatest) {
   for (; patches != 0; patches &= patches - 1) {
-    visit(w.terms[__builtin_ctzll(patches)], [&](const auto& term) AB_INLINE_LAMBDA {
+    visit(w.terms[lowest_bit(patches)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
       if constexpr (T::kLocal && !T::kHides) {
         const auto plus = [](float score, float bias) AB_INLINE_LAMBDA { return score + bias; };
@@ -457,7 +457,7 @@ void attend(const Work& w, Block& block, int32_t q0, int32_t q1, int32_t k0, int
   int count = 1;
   const float* packed = block.packed + w.problem->head_dim * kQueries;
   for (uint64_t left = w.low_rank_terms; left != 0; left &= left - 1) {
-    const LowRankTerm& term = w.terms[__builtin_ctzll(left)].low_rank;
+    const LowRankTerm& term = w.terms[lowest_bit(left)].low_rank;
     panels[count++] = {packed, term.column(t.b, t.h, 0).key_factors, term.rank, term.rank};
     packed += static_cast<int64_t>(term.rank) * kQueries;
   }
@@ -480,7 +480,7 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   pack(query, q1 - q0, dims, static_cast<float>(p.scale), block.packed);
   float* packed = block.packed + dims * kQueries;
   for (uint64_t left = w.low_rank_terms; left != 0; left &= left - 1) {
-    const LowRankTerm& term = w.terms[__builtin_ctzll(left)].low_rank;
+    const LowRankTerm& term = w.terms[lowest_bit(left)].low_rank;
     const float* rows = term.column(t.b, t.h, 0).query_factors + static_cast<int64_t>(q0) * term.rank;
     pack(rows, q1 - q0, term.rank, term.scale, packed);
     packed += static_cast<int64_t>(term.rank) * kQueries;

@@ -176,6 +176,9 @@ int Backend::threads() const { return state_->pool.size(); }
 const std::string& Backend::isa() const { return state_->isa.name; }
 
 void Backend::attention(const AttentionProblem& p, AbortFlag abort) {
+  if (p.precision != Precision::kF32) {
+    throw expected(ErrorCode::kValue, "\"f32\"", "precision on the cpu backend", "another");
+  }
   State& s = *state_;
   const Kernels& kernels = s.isa.kernels;
   const Extent& e = p.extent;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/operations.h"
+#include "core/backend.h"
 
 namespace attention_bias::cpu {
 
@@ -17,25 +17,21 @@ std::vector<std::string> supported_isas();
 // The processor's name, from the operating system.
 std::string processor_name();
 
-class Backend {
+class Backend : public attention_bias::Backend {
  public:
   // `threads` at least 1, the calling thread of an operation counted. `isa` empty: the best. ERR_VALUE for
   // one that is not among supported_isas().
   Backend(int threads, const std::string& isa);
-  ~Backend();
-  Backend(const Backend&) = delete;
-  Backend& operator=(const Backend&) = delete;
+  ~Backend() override;
 
   int threads() const;
   const std::string& isa() const;
 
-  // Each blocks until it is done, with the calling thread among the workers; one operation runs at a time.
-  // Throws ERR_ABORTED when the flag was seen set (outputs are then undefined), ERR_MEMORY when scratch can't
-  // be had.
-  void attention(const AttentionProblem& problem, AbortFlag abort);
-  void bias(const BiasProblem& problem, AbortFlag abort);
-  void router(const RouterProblem& problem, AbortFlag abort);
-  void project(const ProjectProblem& problem, AbortFlag abort);
+  // The calling thread is among the workers.
+  void attention(const AttentionProblem& problem, AbortFlag abort) override;
+  void bias(const BiasProblem& problem, AbortFlag abort) override;
+  void router(const RouterProblem& problem, AbortFlag abort) override;
+  void project(const ProjectProblem& problem, AbortFlag abort) override;
 
  private:
   struct State;

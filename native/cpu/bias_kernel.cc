@@ -29,7 +29,7 @@ AB_INLINE float to_float(double sum) {
 double row_constant(const Term* terms, uint64_t which, const Tile& tile) {
   double sum = 0;
   for (; which != 0; which &= which - 1) {
-    sum += visit(terms[__builtin_ctzll(which)], [&](const auto& term) AB_INLINE_LAMBDA {
+    sum += visit(terms[lowest_bit(which)], [&](const auto& term) AB_INLINE_LAMBDA {
       return term.template value<double>(term.column(tile.b, tile.h, tile.k0), tile.q0);
     });
   }
@@ -80,7 +80,7 @@ void write_row(const Term* terms, uint64_t open, double constant, const Tile& ti
       double sums[kPart];
       for (int32_t i = 0; i < count; ++i) sums[i] = sum;
       for (uint64_t left = plan.mixed; left != 0; left &= left - 1) {
-        add_elements(terms[__builtin_ctzll(left)], part, sums);
+        add_elements(terms[lowest_bit(left)], part, sums);
       }
       for (int32_t i = 0; i < count; ++i) at[i] = to_float(sums[i]);
     }

@@ -2,14 +2,16 @@
 // the same binary and gets a reason.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "core/operations.h"
+#include "core/backend.h"
 
 namespace attention_bias::cuda {
 
 struct DeviceInfo {
+  int ordinal = 0;  // the N of cuda:N
   std::string name;
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;
@@ -27,9 +29,8 @@ struct Status {
 
 Status status();
 
-// `project` on a device: points and matrices are copied there and cells back. ERR_DEVICE where there is no
-// such device, ERR_MEMORY where its memory does not suffice.
-void project(const ProjectProblem& problem, int device);
+// The backend of a device by its number. ERR_DEVICE where there is none.
+std::unique_ptr<Backend> make_backend(int device);
 
 // Runs the kernels of this binary on a device and compares with the host. Empty where they agree, else what
 // is wrong.

@@ -13,7 +13,7 @@ Status status() {
   return s;
 }
 
-void project(const ProjectProblem&, int) {
+std::unique_ptr<Backend> make_backend(int) {
   throw Error(ErrorCode::kDevice, std::string("CUDA is not part of this binary: ") + AB_CUDA_ABSENT_REASON);
 }
 

@@ -4,15 +4,16 @@
 #pragma once
 
 #include "core/project.h"
+#include "cuda/device.cuh"
 
 namespace attention_bias::cuda {
 
 constexpr int kProjectThreads = 128;
 
-__global__ void project_kernel(ProjectGeometry geometry, int64_t points, int64_t queries,
-                               const float* reference_points, const float* lidar2img, float* bev_centers,
-                               float* camera_centers) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kProjectThreads + threadIdx.x;
+AB_KERNEL void project_kernel(ProjectGeometry geometry, int64_t points, int64_t queries,
+                              const float* reference_points, const float* lidar2img, float* bev_centers,
+                              float* camera_centers) {
+  const int64_t i = static_cast<int64_t>(block_x()) * kProjectThreads + thread_index();
   if (i >= points) return;
   project_point(geometry, reference_points + i * 3, lidar2img + i / queries * geometry.views * 16,
                 bev_centers + i * 2, camera_centers + i * 3);

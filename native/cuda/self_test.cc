@@ -24,7 +24,7 @@ std::string self_test(int device) {
   p.bev_centers = bev.data();
   p.camera_centers = camera.data();
   try {
-    project(p, device);
+    make_backend(device)->project(p, nullptr);
   } catch (const Error& error) {
     return error.what();
   }

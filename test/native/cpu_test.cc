@@ -6,56 +6,13 @@
 #include <limits>
 #include <thread>
 
+#include "attention_case.h"
 #include "check.h"
 #include "core/reference.h"
 #include "cpu/backend.h"
-#include "random_program.h"
 
 namespace attention_bias::test {
 namespace {
-
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-struct Case {
-  Tensors tensors;
-  AttentionProblem problem;
-  std::unique_ptr<Program> bias;
-  std::vector<float> out, lse;
-};
-
-std::unique_ptr<Case> make_case(const Extent& e, int64_t d, int64_t dv, Random& r, float spread = 1) {
-  auto c = std::make_unique<Case>();
-  const auto next = [&] { return spread * r.normal(); };
-  const TensorView query = c->tensors.f32({e.batch, e.heads, e.queries, d}, "query", next);
-  const TensorView key = c->tensors.f32({e.batch, e.heads, e.keys, d}, "key", next);
-  const TensorView value =
-      c->tensors.f32({e.batch, e.heads, e.keys, dv}, "value", [&] { return r.normal(); });
-  c->problem = attention_problem(query, key, value, NAN);
-  c->bias = std::make_unique<Program>(e);
-  c->problem.bias = c->bias.get();
-  c->out.resize(static_cast<size_t>(e.batch * e.heads * e.queries * dv));
-  c->lse.resize(static_cast<size_t>(e.batch * e.heads * e.queries));
-  c->problem.out = c->out.data();
-  c->problem.lse = c->lse.data();
-  return c;
-}
-
-// Relative L2 error where both are finite; infinities and NaN must stand in the same places.
-double error(const std::vector<float>& got, const std::vector<double>& want, bool at_least_one_rms) {
-  double difference = 0, norm = 0, n = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    if (std::isnan(want[i]) || std::isinf(want[i])) {
-      CHECK(std::isnan(want[i]) ? std::isnan(got[i]) : got[i] == want[i]);
-      continue;
-    }
-    difference += std::pow(got[i] - want[i], 2);
-    norm += want[i] * want[i];
-    ++n;
-  }
-  const double scale = std::fmax(std::sqrt(norm), at_least_one_rms ? std::sqrt(n) : 0);
-  return std::sqrt(difference) / (scale > 0 ? scale : std::fmax(1, std::sqrt(n)));
-}
 
 double greatest_error = 0;
 uint32_t seeds = 400;  // fewer with the argument `quick`, for emulated processors
@@ -140,87 +97,6 @@ void bias_rows() {
   }
 }
 
-// Hides key k of every query but the first.
-void hide_but_first(Case& c, const std::vector<int64_t>& hidden) {
-  const Extent& e = c.problem.extent;
-  int64_t i = 0;
-  c.bias->add_mask(c.tensors.u8({1, 1, e.queries, e.keys}, "visible",
-                                [&] {
-                                  const int64_t q = i / e.keys, k = i % e.keys;
-                                  ++i;
-                                  bool hide = false;
-                                  for (const int64_t key : hidden) hide |= key == k;
-                                  return static_cast<uint8_t>(q == 0 || !hide);
-                                }),
-                   "bias[0]");
-}
-
-void special_values() {
-  Random r(7);
-  for (const float bad : {kNan, kInf, -kInf}) {
-    for (const char* where : {"query", "key", "value"}) {
-      for (const bool masked : {false, true}) {
-        context = std::string(where) + " holds " + show(bad) + (masked ? ", masked" : "");
-        auto c = make_case({1, 2, 30, 300}, 16, 24, r);
-        if (masked) hide_but_first(*c, {5, 200});
-        float* tensor = const_cast<float*>(where[0] == 'q'   ? c->problem.query
-                                           : where[0] == 'k' ? c->problem.key
-                                                             : c->problem.value);
-        const int64_t width = where[0] == 'v' ? 24 : 16;
-        for (const int64_t row : {int64_t{5}, int64_t{200}}) {
-          if (where[0] != 'q' || row < 30) tensor[row * width + 3] = bad;
-        }
-        check_case(*c);
-      }
-    }
-  }
-
-  context = "a whole row hidden, with NaN values";
-  {
-    auto c = make_case({2, 1, 70, 150}, 8, 8, r);
-    c->bias->add_padding(c->tensors.u8({2, 150}, "ignore", [n = 0]() mutable { return uint8_t(n++ < 150); }),
-                         "bias[0]");
-    const_cast<float*>(c->problem.value)[4] = kNan;
-    check_case(*c);
-    CHECK_EQ(c->lse[0], -kInf);
-  }
-  context = "every visible score is -inf";
-  {
-    auto c = make_case({1, 1, 20, 100}, 1, 8, r);
-    for (int64_t i = 0; i < 20; ++i) const_cast<float*>(c->problem.query)[i] = 1;
-    for (int64_t i = 0; i < 100; ++i) const_cast<float*>(c->problem.key)[i] = -kInf;
-    check_case(*c);
-    CHECK(std::isnan(c->out[0]));
-  }
-  context = "a finite mask of -FLT_MAX";
-  for (const int64_t boundary : {0, 64, 100, 500, 1000}) {  // keys before it are masked; 1000: all
-    auto c = make_case({1, 1, 20, 1000}, 8, 8, r);
-    int64_t i = 0;
-    c->bias->add_dense(
-        c->tensors.f32({1, 1, 1, 1000}, "bias", [&] { return i++ < boundary ? -3.4028235e38f : 0.0f; }),
-        "bias[0]");
-    check_case(*c);
-  }
-  context = "scores that rise by 50 a tile, to 0: the base moves at every tile";
-  {
-    auto c = make_case({1, 1, 50, 1200}, 8, 8, r);
-    int64_t i = 0;
-    c->bias->add_dense(c->tensors.f32({1, 1, 1, 1200}, "bias",
-                                      [&] { return static_cast<float>(i++ / 64 - 1200 / 64) * 50.0f; }),
-                       "bias[0]");
-    check_case(*c);
-  }
-  context = "scores that fall by 50 a tile";
-  {
-    auto c = make_case({1, 1, 50, 1200}, 8, 8, r);
-    int64_t i = 0;
-    c->bias->add_dense(
-        c->tensors.f32({1, 1, 1, 1200}, "bias", [&] { return -static_cast<float>(i++ / 64) * 50.0f; }),
-        "bias[0]");
-    check_case(*c);
-  }
-}
-
 void shapes() {
   Random r(11);
   for (const int64_t d : {1, 7, 8, 31, 32, 64, 96, 128, 192, 256, 300}) {
@@ -279,7 +155,7 @@ int main(int count, char** arguments) {
   if (count > 1 && std::string(arguments[1]) == "quick") seeds = 50;
   random_stacks();
   bias_rows();
-  special_values();
+  special_cases([](Case& c) { check_case(c); });
   shapes();
   aborts();
   refusals();

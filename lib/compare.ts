@@ -1,4 +1,4 @@
-/** Results against expected ones, by CONTRACT section 5. Every function returns what is wrong, an empty list if nothing is. */
+/** Results against expected ones, at the package's tolerances. Every function returns what is wrong, an empty list if nothing is. */
 
 export interface Values {
   readonly data: ArrayLike<number>;

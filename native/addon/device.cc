@@ -1,4 +1,4 @@
-#include "addon/cpu_device.h"
+#include "addon/device.h"
 
 #include <system_error>
 #include <utility>
@@ -7,6 +7,8 @@
 #include "addon/calls.h"
 #include "addon/environment.h"
 #include "addon/js_errors.h"
+#include "cpu/backend.h"
+#include "cuda/cuda.h"
 
 namespace attention_bias::addon {
 
@@ -20,44 +22,53 @@ int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::N
 
 }  // namespace
 
-Napi::Function CpuDevice::define(Napi::Env env) {
-  return DefineClass(
-      env, "CpuDevice",
-      {InstanceMethod<&CpuDevice::attention>("attention"), InstanceMethod<&CpuDevice::bias>("bias"),
-       InstanceMethod<&CpuDevice::router>("router"), InstanceMethod<&CpuDevice::project>("project"),
-       InstanceMethod<&CpuDevice::abort>("abort"), InstanceMethod<&CpuDevice::close>("close"),
-       InstanceMethod<&CpuDevice::info>("info")});
+Napi::Function Device::define(Napi::Env env) {
+  return DefineClass(env, "Device",
+                     {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
+                      InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
+                      InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
+                      InstanceMethod<&Device::info>("info")});
 }
 
-CpuDevice::CpuDevice(const Napi::CallbackInfo& info)
-    : Napi::ObjectWrap<CpuDevice>(info), environment_(info.Env().GetInstanceData<Environment>()) {
+Device::Device(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<Device>(info), environment_(info.Env().GetInstanceData<Environment>()) {
   guarded(info.Env(), [&] {
     Arguments none;
-    Fields options(&none, info[0], "", "the options of CpuDevice", ErrorCode::kValue);
-    const int64_t threads = options.integer("threads");
-    if (threads < 1 || threads > kMaxThreads) {
-      throw expected(ErrorCode::kValue, "1 to 1024", "threads", std::to_string(threads));
+    Fields options(&none, info[0], "", "the options of Device", ErrorCode::kValue);
+    std::unique_ptr<Backend> backend;
+    if (options.choice("backend", {"cpu", "cuda"}) == 0) {
+      const int64_t threads = options.integer("threads");
+      if (threads < 1 || threads > kMaxThreads) {
+        throw expected(ErrorCode::kValue, "1 to 1024", "threads", std::to_string(threads));
+      }
+      const std::string isa = options.string("isa", "");
+      options.finish();
+      auto cpu = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa);
+      isa_ = cpu->isa();
+      threads_ = cpu->threads();
+      backend = std::move(cpu);
+    } else {
+      const int64_t ordinal = options.integer("ordinal");
+      options.finish();
+      backend = cuda::make_backend(static_cast<int>(ordinal));
     }
-    const std::string isa = options.string("isa", "");
-    options.finish();
     try {
-      dispatcher_ = std::make_unique<Dispatcher>(static_cast<int>(threads), isa,
+      dispatcher_ = std::make_unique<Dispatcher>(std::move(backend),
                                                  [this, environment = environment_](Operation* operation) {
                                                    environment->post_finished(this, operation);
                                                  });
     } catch (const std::system_error&) {
-      throw expected(ErrorCode::kDevice, std::to_string(threads) + " threads", "threads",
-                     "fewer from the system");
+      throw expected(ErrorCode::kDevice, "one thread more", "the device", "none from the system");
     }
     environment_->add(this);
   });
 }
 
-CpuDevice::~CpuDevice() {
+Device::~Device() {
   if (environment_) environment_->remove(this);
 }
 
-Napi::Value CpuDevice::start(const Napi::CallbackInfo& info, const char* name, ReadOperation read) {
+Napi::Value Device::start(const Napi::CallbackInfo& info, const char* name, ReadOperation read) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     if (closed_) throw closed_error();
@@ -75,16 +86,14 @@ Napi::Value CpuDevice::start(const Napi::CallbackInfo& info, const char* name, R
   });
 }
 
-Napi::Value CpuDevice::attention(const Napi::CallbackInfo& info) {
+Napi::Value Device::attention(const Napi::CallbackInfo& info) {
   return start(info, "attention", read_attention);
 }
-Napi::Value CpuDevice::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
-Napi::Value CpuDevice::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
-Napi::Value CpuDevice::project(const Napi::CallbackInfo& info) {
-  return start(info, "project", read_project);
-}
+Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
+Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
+Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
 
-std::unique_ptr<Operation> CpuDevice::remove(Operations::iterator entry) {
+std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
   std::unique_ptr<Operation> operation = std::move(entry->second);
   operations_.erase(entry);
   environment_->operation_settled();
@@ -93,7 +102,7 @@ std::unique_ptr<Operation> CpuDevice::remove(Operations::iterator entry) {
   return operation;
 }
 
-void CpuDevice::finish(Operation* operation) {
+void Device::finish(Operation* operation) {
   for (auto entry = operations_.begin(); entry != operations_.end(); ++entry) {
     if (entry->second.get() != operation) continue;
     const Napi::Env env = Env();
@@ -103,7 +112,7 @@ void CpuDevice::finish(Operation* operation) {
   }
 }
 
-void CpuDevice::abort(const Napi::CallbackInfo& info) {
+void Device::abort(const Napi::CallbackInfo& info) {
   const auto entry = operations_.find(operation_id(info));
   if (entry == operations_.end()) return;
   if (dispatcher_->remove(entry->second.get())) {
@@ -113,7 +122,7 @@ void CpuDevice::abort(const Napi::CallbackInfo& info) {
   }
 }
 
-void CpuDevice::close(const Napi::CallbackInfo& info) {
+void Device::close(const Napi::CallbackInfo& info) {
   if (closed_) return;
   closed_ = true;
   std::vector<int64_t> queued;
@@ -124,21 +133,19 @@ void CpuDevice::close(const Napi::CallbackInfo& info) {
   if (operations_.empty()) dispatcher_.reset();
 }
 
-void CpuDevice::teardown() {
+void Device::teardown() {
   dispatcher_.reset();
   operations_.clear();
   environment_ = nullptr;
   closed_ = true;
 }
 
-Napi::Value CpuDevice::info(const Napi::CallbackInfo& info) {
+Napi::Value Device::info(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    if (!dispatcher_) throw closed_error();
     Napi::Object result = Napi::Object::New(info.Env());
-    result.Set("backend", "cpu");
-    result.Set("name", cpu::processor_name());
-    result.Set("isa", dispatcher_->backend().isa());
-    result.Set("threads", dispatcher_->backend().threads());
+    result.Set("isa", isa_);
+    result.Set("threads", threads_);
+    result.Set("kernelMs", dispatcher_ ? dispatcher_->backend().kernel_ms() : 0.0);
     return result;
   });
 }

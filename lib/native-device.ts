@@ -1,24 +1,31 @@
 import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
 import { adoptTensor, Tensor, wrapTensor } from './tensor.js';
-import type { NativeBinding, NativeDevice, OperationName } from './binding.js';
+import type { NativeBinding, NativeDevice as NativeHandle, OperationName } from './binding.js';
 import type {
   AttentionArgs,
   AttentionResult,
   BiasArgs,
   CallOptions,
-  CpuInfo,
   Device,
+  DeviceInfo,
+  Precision,
   ProjectArgs,
   ProjectResult,
   RouterArgs,
 } from './device.js';
 import type { DType, DTypeOf, TensorLike, TypedArray } from './tensor.js';
 
-/** The only precision of the CPU backend. `value` undefined: the default. */
-export function requireCpuPrecision(value: unknown): void {
-  if (value === undefined || value === 'f32') return;
+const precisions: Record<DeviceInfo['backend'], readonly Precision[]> = {
+  cpu: ['f32'],
+  cuda: ['f32', 'tf32', 'bf16'],
+};
+
+/** Checks a precision that a backend is asked for. `value` undefined: the default. */
+export function requirePrecision(backend: DeviceInfo['backend'], value: unknown): void {
+  if (value === undefined || (precisions[backend] as readonly unknown[]).includes(value)) return;
   const received = typeof value === 'string' ? JSON.stringify(value) : typeof value;
-  throw expected('ERR_VALUE', '"f32"', 'precision on the cpu backend', received);
+  const known = precisions[backend].map((name) => JSON.stringify(name)).join(' or ');
+  throw expected('ERR_VALUE', known, `precision on the ${backend} backend`, received);
 }
 
 function requireSignal(signal: unknown): asserts signal is AbortSignal | undefined {
@@ -42,20 +49,23 @@ function keep(given: TensorLike | undefined): TensorLike | undefined {
   return { data, shape: Array.isArray(shape) ? [...(shape as readonly number[])] : shape };
 }
 
-/** The device over the native CPU backend. Arguments are checked there, not here. */
-export class CpuDevice implements Device {
-  readonly info: CpuInfo;
+/** A device over a native backend. Arguments are checked there, not here. */
+export class NativeDevice implements Device {
+  readonly info: DeviceInfo;
   readonly #binding: NativeBinding;
-  readonly #native: NativeDevice;
+  readonly #native: NativeHandle;
+  readonly #precision: Precision | undefined;
   /** Operations under way by their signal: one listener a signal, however many operations share it. */
   readonly #signals = new Map<AbortSignal, { ids: Set<number>; abort: () => void }>();
   #closed = false;
   #calls = 0;
 
-  constructor(binding: NativeBinding, options: { threads: number; isa?: string }) {
+  /** `native` is a device of the binding; `precision` is the default of its attention. */
+  constructor(binding: NativeBinding, native: NativeHandle, info: DeviceInfo, precision?: Precision) {
     this.#binding = binding;
-    this.#native = callNative(() => new binding.CpuDevice(options));
-    this.info = Object.freeze(this.#native.info());
+    this.#native = native;
+    this.#precision = precision;
+    this.info = Object.freeze(info);
   }
 
   tensor<D extends DType = 'float32'>(shape: readonly number[], options: { dtype?: D } = {}): Tensor<D> {
@@ -70,9 +80,10 @@ export class CpuDevice implements Device {
   }
 
   async attention(args: AttentionArgs): Promise<AttentionResult> {
-    const { precision, ...rest } = requireArgs(args);
-    requireCpuPrecision(precision);
-    return this.#run('attention', rest, { out: rest.out, lse: rest.lse });
+    const { precision = this.#precision, ...rest } = requireArgs(args);
+    requirePrecision(this.info.backend, precision);
+    const withPrecision: AttentionArgs = { ...rest, precision };
+    return this.#run('attention', withPrecision, { out: rest.out, lse: rest.lse });
   }
 
   async bias(args: BiasArgs): Promise<Tensor> {
@@ -85,6 +96,11 @@ export class CpuDevice implements Device {
 
   async project(args: ProjectArgs): Promise<ProjectResult> {
     return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
+  }
+
+  /** Milliseconds that the GPU took for the last operation's kernels, without copies. @internal For benchmarks. */
+  get kernelMs(): number {
+    return this.#native.info().kernelMs;
   }
 
   close(): void {

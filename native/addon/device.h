@@ -1,4 +1,4 @@
-// The JavaScript class CpuDevice: a CPU backend and the operations under way on it. JavaScript thread only.
+// The JavaScript class Device: a backend and the operations under way on it. JavaScript thread only.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,14 @@ namespace attention_bias::addon {
 
 class Environment;
 
-class CpuDevice : public Napi::ObjectWrap<CpuDevice> {
+class Device : public Napi::ObjectWrap<Device> {
  public:
   static Napi::Function define(Napi::Env env);
 
-  // new CpuDevice({ threads, isa? }): ERR_VALUE for an instruction set that isn't there.
-  explicit CpuDevice(const Napi::CallbackInfo& info);
-  ~CpuDevice() override;
+  // new Device({ backend: 'cpu', threads, isa? }): ERR_VALUE for an instruction set that isn't there.
+  // new Device({ backend: 'cuda', ordinal }): ERR_DEVICE for a device that isn't there.
+  explicit Device(const Napi::CallbackInfo& info);
+  ~Device() override;
 
   // An operation has run.
   void finish(Operation* operation);
@@ -46,6 +47,8 @@ class CpuDevice : public Napi::ObjectWrap<CpuDevice> {
   Environment* environment_;
   std::unique_ptr<Dispatcher> dispatcher_;  // none: closed
   bool closed_ = false;
+  std::string isa_;  // of the CPU backend
+  int threads_ = 0;
   Operations operations_;
 };
 

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Reads ptxas' report from the log of a build with ATTENTION_BIAS_CUDA_REPORT=ON: fails where a kernel spills registers to
+# memory on any architecture; the attention kernels of head dims 192 and 256 may spill 64 bytes, since 255 registers a
+# thread are all there are.
+#
+#   ATTENTION_BIAS_CUDA_REPORT=ON node scripts/install.js 2>&1 | tee build.log; scripts/check-cuda-resources.sh build.log
+set -euo pipefail
+awk '
+  /Compiling entry function/ { name = $0; sub(/.*entry function ./, "", name); sub(/. for .*/, "", name); arch = $NF; ++kernels }
+  /Compiling entry function.*attention_kernel/ { ++attention }
+  /bytes spill stores/ {
+    match($0, /[0-9]+ bytes spill stores/); spilled = substr($0, RSTART) + 0
+    allowed = name ~ /attention_kernelILi(192|256)E/ ? 64 : 0
+    if (spilled > allowed) { print "spills", spilled, "bytes:", name, arch; ++bad }
+  }
+  /Used [0-9]+ registers/ { match($0, /Used [0-9]+/); used = substr($0, RSTART + 5, RLENGTH - 5) + 0; if (used > most) most = used }
+  END {
+    printf "%d kernels, %d of them attention; at most %d registers; %d spill too much\n", kernels, attention, most, bad
+    exit bad > 0 || attention == 0
+  }' "$1"

@@ -1,0 +1,154 @@
+// The CUDA backend, emulated: its kernels and launches as plain C++ upon the emulator, in every precision,
+// against the float64 reference. What passes here has not run on a GPU.
+#include "cuda/cuda.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "attention_case.h"
+#include "check.h"
+#include "core/reference.h"
+#include "cpu/backend.h"
+
+namespace attention_bias::test {
+namespace {
+
+constexpr struct {
+  Precision precision;
+  const char* name;
+  double tolerance;
+} kPrecisions[] = {
+    {Precision::kF32, "f32", 2e-6}, {Precision::kTf32, "tf32", 1e-3}, {Precision::kBf16, "bf16", 1e-2}};
+
+double greatest[3] = {0, 0, 0};
+
+// `exact`: whether the inputs are such that only f32 can be held against the reference.
+void check_case(Case& c, bool f32_only = false) {
+  std::vector<double> out(c.out.size()), lse(c.lse.size());
+  reference_attention(c.problem, out.data(), lse.data());
+  const std::string name = context;
+  for (int i = 0; i < (f32_only ? 1 : 3); ++i) {
+    c.problem.precision = kPrecisions[i].precision;
+    context = name + ", " + kPrecisions[i].name;
+    std::vector<float> first[2];
+    for (int seed = 0; seed < 2; ++seed) {  // another order of threads, the same bits
+      std::fill(c.out.begin(), c.out.end(), 123.0f);
+      std::fill(c.lse.begin(), c.lse.end(), 123.0f);
+      cuda::make_backend(seed)->attention(c.problem, nullptr);
+      if (seed == 0) first[0] = c.out, first[1] = c.lse;
+    }
+    CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
+    CHECK(std::memcmp(first[1].data(), c.lse.data(), c.lse.size() * 4) == 0);
+    const double out_error = error(c.out, out, false), lse_error = error(c.lse, lse, true);
+    greatest[i] = std::fmax(greatest[i], std::fmax(out_error, lse_error));
+    report(out_error <= kPrecisions[i].tolerance, __FILE__, __LINE__, "out error " + show(out_error));
+    report(lse_error <= kPrecisions[i].tolerance, __FILE__, __LINE__, "lse error " + show(lse_error));
+    for (size_t row = 0; row < lse.size(); ++row) {
+      if (lse[row] != -kInf) continue;
+      const int64_t dv = c.problem.value_dim;
+      for (int64_t d = 0; d < dv; ++d) CHECK_EQ(c.out[row * dv + d], 0.0f);
+    }
+  }
+  context = name;
+}
+
+void random_stacks(uint32_t seeds) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed);
+    const int64_t keys = r.chance(0.2) ? r.integer(600, 2600) : r.integer(1, 200);
+    const int64_t queries = r.chance(0.4) && keys < 300 ? keys : r.integer(1, 100);
+    const int64_t d = r.integer(1, 40), dv = r.integer(1, 40);
+    auto c = make_case({r.integer(1, 2), r.integer(1, 2), queries, keys}, d, dv, r);
+    std::string kinds;
+    for (int64_t i = r.integer(0, 4); i > 0; --i) {
+      const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
+      if (add_random_term(c->bias.get(), kind, r, c->tensors)) kinds += " " + std::to_string(kind);
+    }
+    context = "seed " + std::to_string(seed) + ", kinds" + kinds;
+    check_case(*c);
+  }
+}
+
+void shapes() {
+  Random r(11);
+  for (const int64_t d : {1, 8, 31, 32, 64, 96, 128, 192, 256}) {
+    context = "head dim " + std::to_string(d);
+    check_case(*make_case({1, 2, 49, 131}, d, d, r));
+  }
+  context = "head dim 8, value dim 200";
+  check_case(*make_case({1, 1, 5, 70}, 8, 200, r));
+  context = "many keys, one query";
+  check_case(*make_case({1, 1, 1, 9000}, 32, 32, r));
+  context = "head dim 257";
+  CHECK_ERROR(cuda::make_backend(0)->attention(make_case({1, 1, 1, 1}, 257, 8, r)->problem, nullptr),
+              ErrorCode::kShape, "256");
+}
+
+void bias_rows(uint32_t seeds) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed);
+    const int64_t keys = r.chance(0.3) ? r.integer(600, 3000) : r.integer(1, 300);
+    const int64_t queries = r.chance(0.5) && keys < 400 ? keys : r.integer(1, 30);
+    Tensors tensors;
+    Program bias({r.integer(1, 3), r.integer(1, 3), queries, keys});
+    std::string kinds;
+    for (int64_t i = r.integer(0, 3); i >= 0; --i) {
+      const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
+      if (add_random_term(&bias, kind, r, tensors)) kinds += " " + std::to_string(kind);
+    }
+    context = "bias, seed " + std::to_string(seed) + ", kinds" + kinds;
+    // The CPU kernel evaluates the same in float64 and rounds once: the same bits.
+    std::vector<float> want(static_cast<size_t>(element_count(bias_shape(bias), "bias"))),
+        got(want.size(), 123.0f);
+    cpu::Backend(1, "").bias({&bias, want.data()}, nullptr);
+    cuda::make_backend(static_cast<int>(seed))->bias({&bias, got.data()}, nullptr);
+    for (size_t i = 0; i < want.size(); ++i) {
+      if (std::fabs(got[i] - want[i]) <= 1e-7 * std::fabs(want[i]) || got[i] == want[i]) continue;
+      report(false, __FILE__, __LINE__,
+             "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
+    }
+    CHECK(!want.empty());
+  }
+}
+
+void router_and_project() {
+  context = "router and project";
+  Random r(5);
+  Tensors t;
+  const auto normal = [&] { return r.normal(); };
+  const int64_t queries = 301, size = 75;
+  RouterProblem router = router_problem(t.f32({2, queries, size}, "features", normal),
+                                        t.f32({2, size}, "weight", normal), t.f32({2}, "bias", normal));
+  std::vector<float> want(2 * queries * 2), got(want.size());
+  router.out = want.data();
+  cpu::Backend(1, "").router(router, nullptr);
+  router.out = got.data();
+  cuda::make_backend(3)->router(router, nullptr);
+  for (size_t i = 0; i < want.size(); ++i) CHECK(std::fabs(got[i] - want[i]) < 1e-6);
+  CHECK_EQ(cuda::self_test(0), "");
+}
+
+void aborts() {
+  context = "abort";
+  Random r(3);
+  auto c = make_case({1, 1, 9, 80}, 8, 8, r);
+  const std::atomic<bool> abort{true};
+  CHECK_ERROR(cuda::make_backend(0)->attention(c->problem, &abort), ErrorCode::kAborted, "aborted");
+}
+
+}  // namespace
+}  // namespace attention_bias::test
+
+int main() {
+  using namespace attention_bias::test;
+  random_stacks(150);
+  shapes();
+  special_cases([](Case& c) { check_case(c, true); });
+  bias_rows(150);
+  router_and_project();
+  aborts();
+  printf("greatest relative errors: f32 %.3g, tf32 %.3g, bf16 %.3g (emulated)\n", greatest[0], greatest[1],
+         greatest[2]);
+  return finish("cuda, emulated");
+}
