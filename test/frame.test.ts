@@ -567,7 +567,7 @@ describe('the command line', () => {
     [['frame'], 2, /need at least 1/],
     [['frame', 'x.json'], 2, /out/],
     [['frame', 'x.json', '--out', 'x', '--nonsense'], 2, /nonsense/],
-    [['frame', 'x.json', '--out', 'x', '--device', 'cuda'], 3, /CUDA/],
+    [['frame', 'x.json', '--out', 'x', '--device', 'cuda:9999'], 3, /cuda:9999/],
     [['demo', '--out', '/dev/null/x'], 4, /\/dev\/null/],
   ])('%j ends with %i', (args, code, words) => {
     const { status, stdout, stderr } = spawnSync(process.execPath, [command, ...args], { encoding: 'utf8' });
