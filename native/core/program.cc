@@ -47,9 +47,9 @@ void require_range(const TensorView& view, float low, float high, const char* wh
   }
 }
 
-constexpr float kMaxFloat = 3.40282347e38f;
-
-void require_finite(const TensorView& view) { require_range(view, -kMaxFloat, kMaxFloat, "finite values"); }
+void require_finite(const TensorView& view) {
+  require_range(view, -kGreatestFloat, kGreatestFloat, "finite values");
+}
 
 struct KeyRange {
   int64_t start, length;
@@ -172,7 +172,7 @@ void Program::add_dense(const TensorView& bias, const std::string& path) {
   const Extent& e = extent_;
   require(bias, DType::kFloat32, {one_or(e.batch), one_or(e.heads), one_or(e.queries), one_or(e.keys)},
           "[1|B, 1|H, 1|Q, 1|K]");
-  require_range(bias, -INFINITY, kMaxFloat, "finite values or -Infinity");
+  require_range(bias, -INFINITY, kGreatestFloat, "finite values or -Infinity");
   const BroadcastStrides s = broadcast_strides(bias.shape);
   Term term = term_of(TermType::kDense);
   term.dense = {bias.f32(), s.batch, s.head, s.query, s.key};

@@ -1,7 +1,7 @@
 // The softmax state that every kernel keeps for a query, and the rules at its end.
 #pragma once
 
-#include "core/annotations.h"
+#include "core/terms.h"
 
 namespace attention_bias {
 
@@ -34,8 +34,7 @@ AB_HD float log_sum_exp_of_log2(const SoftmaxState& s) {
   if (!s.seen) return -__builtin_inff();
   if (s.sum == 0.0f) return __builtin_nanf("");
   // Where the scaled score did not fit float32 it was cut to the greatest, as masks of -FLT_MAX are.
-  constexpr float kGreatest = 3.40282347e38f;
-  if (s.base <= -kGreatest || s.base == kGreatest) return s.base;
+  if (s.base <= -kGreatestFloat || s.base == kGreatestFloat) return s.base;
   constexpr double kLn2 = 0.69314718055994530942;
   return static_cast<float>(static_cast<double>(s.base) * kLn2 + __builtin_log(static_cast<double>(s.sum)));
 }

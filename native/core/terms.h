@@ -40,12 +40,20 @@ AB_HD Real hidden() {
   return static_cast<Real>(-__builtin_inff());
 }
 
+constexpr float kGreatestFloat = 3.40282347e38f;
+
 // The sum of two biases. −∞ absorbs; a sum beyond float32 stays finite, since only a mask hides.
 AB_HD float add_bias(float a, float b) {
-  constexpr float kGreatest = 3.40282347e38f;
   const float sum = a + b;
-  const float finite = sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum;
+  const float finite = sum > kGreatestFloat ? kGreatestFloat : sum < -kGreatestFloat ? -kGreatestFloat : sum;
   return a == hidden<float>() || b == hidden<float>() ? hidden<float>() : finite;
+}
+
+// The float32 of biases summed in float64, by the same rule.
+AB_HD float round_bias(double sum) {
+  if (sum == hidden<double>()) return hidden<float>();
+  constexpr double kGreatest = kGreatestFloat;
+  return static_cast<float>(sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum);
 }
 
 AB_HD int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }

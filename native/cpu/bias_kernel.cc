@@ -7,7 +7,6 @@
 
 #include "core/terms.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
 
 namespace attention_bias::cpu {
 namespace {
@@ -17,13 +16,6 @@ constexpr int32_t kPart = 128;
 
 void fill(float* out, int32_t count, float value) {
   for (int32_t i = 0; i < count; ++i) out[i] = value;
-}
-
-// −∞ hides; a sum beyond float32 stays finite.
-AB_INLINE float to_float(double sum) {
-  constexpr double kGreatest = 3.4028234663852886e38;
-  const double finite = sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum;
-  return static_cast<float>(sum == hidden<double>() ? sum : finite);
 }
 
 double row_constant(const Term* terms, uint64_t which, const Tile& tile) {
@@ -73,7 +65,7 @@ void write_row(const Term* terms, uint64_t open, double constant, const Tile& ti
     if (plan.hidden || sum == hidden<double>()) {
       fill(at, count, hidden<float>());
     } else if (plan.mixed == 0) {
-      fill(at, count, to_float(sum));
+      fill(at, count, round_bias(sum));
     } else if (step > kPart) {
       write_row(terms, plan.mixed, sum, part, kPart, at);
     } else {
@@ -82,7 +74,7 @@ void write_row(const Term* terms, uint64_t open, double constant, const Tile& ti
       for (uint64_t left = plan.mixed; left != 0; left &= left - 1) {
         add_elements(terms[lowest_bit(left)], part, sums);
       }
-      for (int32_t i = 0; i < count; ++i) at[i] = to_float(sums[i]);
+      for (int32_t i = 0; i < count; ++i) at[i] = round_bias(sums[i]);
     }
   }
 }

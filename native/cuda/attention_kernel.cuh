@@ -77,7 +77,7 @@ AB_DEVICE float negative_infinity() { return -__builtin_inff(); }
 AB_DEVICE float to_unit(float bias, bool natural) {
   if (natural || bias == negative_infinity()) return bias;
   const float scaled = bias * kLog2e;
-  return scaled < -3.40282347e38f ? -3.40282347e38f : scaled > 3.40282347e38f ? 3.40282347e38f : scaled;
+  return scaled < -kGreatestFloat ? -kGreatestFloat : scaled > kGreatestFloat ? kGreatestFloat : scaled;
 }
 
 // e^x, of an x in the unit of scores.

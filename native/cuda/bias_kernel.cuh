@@ -24,12 +24,6 @@ constexpr int kBiasWarps = kBiasThreads / kWarpLanes;
 constexpr int kBiasRun = 512;   // keys of a warp at a time
 constexpr int kBiasPart = 128;  // keys of one store of a warp
 
-AB_DEVICE float bias_to_float(double sum) {
-  constexpr double kGreatest = 3.4028234663852886e38;
-  if (sum == hidden<double>()) return hidden<float>();
-  return static_cast<float>(sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum);
-}
-
 AB_DEVICE double term_value(const Term& term, const Tile& tile, int32_t k) {
   return visit(term,
                [&](const auto& t) { return t.template value<double>(t.column(tile.b, tile.h, k), tile.q0); });
@@ -91,8 +85,8 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kBiasThreads, 4) bias_kernel(const BiasArguments
         });
       }
     }
-    const float values[4] = {bias_to_float(sums[0]), bias_to_float(sums[1]), bias_to_float(sums[2]),
-                             bias_to_float(sums[3])};
+    const float values[4] = {round_bias(sums[0]), round_bias(sums[1]), round_bias(sums[2]),
+                             round_bias(sums[3])};
     store_keys(out, k, tile.k1, values);
   }
 }

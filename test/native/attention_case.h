@@ -41,6 +41,22 @@ inline std::unique_ptr<Case> make_case(const Extent& e, int64_t d, int64_t dv, R
   return c;
 }
 
+// An attention of random size under a random stack of terms; names itself in `context`.
+inline std::unique_ptr<Case> random_case(uint32_t seed) {
+  Random r(seed);
+  const int64_t keys = r.chance(0.15) ? r.integer(1000, 2600) : r.integer(1, 200);
+  const int64_t queries = r.chance(0.4) && keys < 300 ? keys : r.integer(1, 120);
+  const int64_t d = r.integer(1, 40), dv = r.integer(1, 40);
+  auto c = make_case({r.integer(1, 3), r.integer(1, 2), queries, keys}, d, dv, r);
+  std::string kinds;
+  for (int64_t i = r.integer(0, 4); i > 0; --i) {
+    const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
+    if (add_random_term(c->bias.get(), kind, r, c->tensors)) kinds += " " + std::to_string(kind);
+  }
+  context = "seed " + std::to_string(seed) + ", kinds" + kinds;
+  return c;
+}
+
 // Relative L2 error where both are finite; infinities and NaN must stand in the same places.
 inline double error(const std::vector<float>& got, const std::vector<double>& want, bool at_least_one_rms) {
   double difference = 0, norm = 0, n = 0;

@@ -49,21 +49,7 @@ void check_case(Case& c, double tolerance = 2e-6) {
 }
 
 void random_stacks() {
-  for (uint32_t seed = 0; seed < seeds; ++seed) {
-    Random r(seed);
-    const int64_t keys = r.chance(0.15) ? r.integer(1000, 2600) : r.integer(1, 200);
-    const int64_t queries = r.chance(0.4) && keys < 300 ? keys : r.integer(1, 120);
-    const int64_t d = r.integer(1, 40), dv = r.integer(1, 40);
-    auto c = make_case({r.integer(1, 3), r.integer(1, 2), queries, keys}, d, dv, r);
-    const int64_t terms = r.integer(0, 4);
-    std::string kinds;
-    for (int64_t i = 0; i < terms; ++i) {
-      const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
-      if (add_random_term(c->bias.get(), kind, r, c->tensors)) kinds += " " + std::to_string(kind);
-    }
-    context = "seed " + std::to_string(seed) + ", kinds" + kinds;
-    check_case(*c);
-  }
+  for (uint32_t seed = 0; seed < seeds; ++seed) check_case(*random_case(seed));
 }
 
 void bias_rows() {
