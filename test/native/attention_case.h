@@ -48,11 +48,7 @@ inline std::unique_ptr<Case> random_case(uint32_t seed) {
   const int64_t queries = r.chance(0.4) && keys < 300 ? keys : r.integer(1, 120);
   const int64_t d = r.integer(1, 40), dv = r.integer(1, 40);
   auto c = make_case({r.integer(1, 3), r.integer(1, 2), queries, keys}, d, dv, r);
-  std::string kinds;
-  for (int64_t i = r.integer(0, 4); i > 0; --i) {
-    const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
-    if (add_random_term(c->bias.get(), kind, r, c->tensors)) kinds += " " + std::to_string(kind);
-  }
+  const std::string kinds = add_random_terms(c->bias.get(), r.integer(0, 4), r, c->tensors);
   context = "seed " + std::to_string(seed) + ", kinds" + kinds;
   return c;
 }

@@ -59,11 +59,7 @@ void bias_rows() {
     const int64_t queries = r.chance(0.5) && keys < 400 ? keys : r.integer(1, 40);
     Tensors tensors;
     Program bias({r.integer(1, 3), r.integer(1, 3), queries, keys});
-    std::string kinds;
-    for (int64_t i = r.integer(0, 3); i >= 0; --i) {
-      const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
-      if (add_random_term(&bias, kind, r, tensors)) kinds += " " + std::to_string(kind);
-    }
+    const std::string kinds = add_random_terms(&bias, r.integer(0, 3) + 1, r, tensors);
     std::vector<double> want(static_cast<size_t>(element_count(bias_shape(bias), "bias")));
     reference_bias(bias, want.data());
     for (const std::string& isa : cpu::supported_isas()) {

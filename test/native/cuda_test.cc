@@ -109,11 +109,7 @@ void bias_rows(uint32_t seeds) {
     const int64_t queries = r.chance(0.5) && keys < 400 ? keys : r.integer(1, 30);
     Tensors tensors;
     Program bias({r.integer(1, 3), r.integer(1, 3), queries, keys});
-    std::string kinds;
-    for (int64_t i = r.integer(0, 3); i >= 0; --i) {
-      const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
-      if (add_random_term(&bias, kind, r, tensors)) kinds += " " + std::to_string(kind);
-    }
+    const std::string kinds = add_random_terms(&bias, r.integer(0, 3) + 1, r, tensors);
     context = "bias, seed " + std::to_string(seed) + ", kinds" + kinds;
     // The CPU kernel evaluates the same in float64 and rounds once: the same bits.
     std::vector<float> want(static_cast<size_t>(element_count(bias_shape(bias), "bias"))),

@@ -189,4 +189,15 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
   return false;
 }
 
+// Adds up to `count` terms of random kinds, those that fit the program's shape; returns the kinds, for
+// messages.
+inline std::string add_random_terms(Program* bias, int64_t count, Random& r, Tensors& tensors) {
+  std::string kinds;
+  for (int64_t i = 0; i < count; ++i) {
+    const int kind = static_cast<int>(r.integer(0, kKindsOfTerm - 1));
+    if (add_random_term(bias, kind, r, tensors)) kinds += " " + std::to_string(kind);
+  }
+  return kinds;
+}
+
 }  // namespace attention_bias::test
