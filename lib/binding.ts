@@ -1,13 +1,21 @@
-import type { DType } from './tensor.js';
+import type { MemoryUse } from './device.js';
+import type { DType, MemoryKind } from './tensor.js';
 
-/** A tensor that an operation of the addon made: float32. */
+/** native/addon/device_buffer.h: a block of a device's memory. */
+export interface NativeDeviceBuffer {
+  dispose(): void;
+}
+
+/** A tensor that an operation of the addon made. */
 export interface NativeTensor {
-  buffer: ArrayBuffer;
+  buffer: ArrayBuffer | NativeDeviceBuffer;
   shape: number[];
+  dtype: DType;
+  memory: MemoryKind;
 }
 
 /** The operations of a native device, by name. */
-export type OperationName = 'attention' | 'bias' | 'router' | 'project';
+export type OperationName = 'prepare' | 'selfTest' | 'attention' | 'bias' | 'router' | 'project' | 'copy';
 
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
 export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;
@@ -16,8 +24,27 @@ export type NativeOperation = (id: number, args: object) => Promise<Record<strin
 export type NativeDevice = Record<OperationName, NativeOperation> & {
   abort(id: number): void;
   close(): void;
-  /** `isa` and `threads` of the CPU backend; `kernelMs`: what the GPU took for the last operation's kernels, copies left out */
-  info(): { isa: string; threads: number; kernelMs: number };
+  /**
+   * After `prepare`: `isa` and `threads` of the CPU backend, or what is known of the GPU; `kernelMs`: what the GPU took for
+   * the last operation, from its first kernel to its last
+   */
+  info(): {
+    name: string;
+    isa: string;
+    threads: number;
+    computeCapability: string;
+    multiprocessors: number;
+    memoryBytes: number;
+    kernelMs: number;
+  };
+  /** zero-filled memory for a tensor; ERR_SHAPE, ERR_MEMORY */
+  allocate(
+    shape: readonly number[],
+    options: { dtype?: DType; memory?: MemoryKind },
+  ): ArrayBuffer | NativeDeviceBuffer;
+  /** null where the device has no memory of its own */
+  memory(): Required<MemoryUse> | null;
+  trim(): void;
 };
 
 /** native/cuda/cuda.h */
@@ -54,8 +81,6 @@ export interface NativeBinding {
   cuda(selfTest: boolean): CudaStatus;
   /** native memory of this thread's tensors: bytes and blocks that are not freed yet */
   memory(): { bytes: number; blocks: number };
-  /** zero-filled memory for a tensor; ERR_SHAPE, ERR_MEMORY */
-  allocate(shape: readonly number[], options: { dtype?: DType }): ArrayBuffer;
   /** frees memory that the addon made; leaves any other buffer alone */
   release(buffer: ArrayBufferLike): void;
   /** the dtype of a tensor whose data and shape fit each other; ERR_DTYPE, ERR_SHAPE, ERR_VALUE */
@@ -67,6 +92,8 @@ export interface NativeBinding {
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
   Device: new (
-    options: { backend: 'cpu'; threads: number; isa?: string } | { backend: 'cuda'; ordinal: number },
+    options:
+      | { backend: 'cpu'; threads: number; isa?: string }
+      | { backend: 'cuda'; ordinal: number; memoryLimit?: number },
   ) => NativeDevice;
 }

@@ -1,13 +1,13 @@
 import type { BiasTerm } from './terms.js';
-import type { DType, DTypeOf, Tensor, TensorLike, TypedArray } from './tensor.js';
+import type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray } from './tensor.js';
 
 /** Of the arithmetic. `f32`: relative L2 error of `out` and `lse` below 2e-6 against float64. */
 export type Precision = 'f32' | 'tf32' | 'bf16';
 
 export interface OpenOptions {
   /**
-   * `auto`: the CPU, until the CUDA backend has been proven on hardware. A device that is asked for by name never falls
-   * back to another.
+   * `auto`: the first GPU, where there is one that computes a few small cases as the host does, else the CPU. A device that
+   * is asked for by name never falls back to another.
    * Default: ATTENTION_BIAS_DEVICE, else `auto`.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
@@ -15,6 +15,8 @@ export interface OpenOptions {
   threads?: number | undefined;
   /** default precision of this device's attention; `f32`, the only one on the CPU */
   precision?: Precision | undefined;
+  /** the most of a GPU's memory that this device takes, in bytes, for tensors, operations and what it keeps for the next ones */
+  memoryLimit?: number | undefined;
 }
 
 export interface CpuInfo {
@@ -38,13 +40,34 @@ export interface CudaInfo {
 }
 export type DeviceInfo = CpuInfo | CudaInfo;
 
+/** A device's memory, in bytes. */
+export interface MemoryUse {
+  /** of tensors and of operations that run */
+  readonly usedBytes: number;
+  /** kept for the next ones; trim() gives it back */
+  readonly cachedBytes: number;
+  /** OpenOptions.memoryLimit; 0: none */
+  readonly limitBytes: number;
+  /** of the GPU, other processes counted; of the system, on the CPU */
+  readonly freeBytes: number;
+  readonly totalBytes: number;
+}
+
 /** Letters in shapes: B batch, H heads, Q queries, K keys, D head dim of query and key, Dv of value, V camera views. */
 export interface CallOptions {
   /** rejects with ERR_ABORTED, whose `cause` is the signal's reason: a waiting operation at once, a running one between tiles */
   signal?: AbortSignal | undefined;
 }
 
-export interface AttentionArgs extends CallOptions {
+export interface ResultOptions {
+  /**
+   * where new results are: default `device` for an operation whose first tensor (`query`, `features`, `referencePoints`) is
+   * there, so that chained operations never leave the GPU, else `host`
+   */
+  memory?: MemoryKind | undefined;
+}
+
+export interface AttentionArgs extends CallOptions, ResultOptions {
   /** float32 [B, H, Q, D] */
   query: TensorLike;
   /** float32 [B, H, K, D] */
@@ -70,26 +93,30 @@ export interface AttentionResult {
   lse: Tensor;
 }
 
-export interface BiasArgs extends CallOptions {
+export interface BiasArgs extends CallOptions, ResultOptions {
   /** [B, H, Q, K] */
   shape: readonly [number, number, number, number];
   bias: readonly BiasTerm[];
-  /** float32 [1|B, 1|H, Q, K] to write to */
+  /** of the result: `float32` (default), or `bfloat16`: the float32 rounded once more, finite values staying finite */
+  dtype?: 'float32' | 'bfloat16' | undefined;
+  /** [1|B, 1|H, Q, K] of that dtype to write to */
   out?: TensorLike | undefined;
 }
 
-export interface RouterArgs extends CallOptions {
+export interface RouterArgs extends CallOptions, ResultOptions {
   /** float32 [B, Q, E] */
   features: TensorLike;
   /** float32 [M, E] */
   weight: TensorLike;
   /** float32 [M]; a fresh router has 1.5 here and 0 in `weight` */
   bias: TensorLike;
-  /** float32 [B, Q, M] to write to */
+  /** whether the weights are [M, B, Q], so that `weights.at(m)` is what a term takes */
+  outputsFirst?: boolean | undefined;
+  /** float32 [B, Q, M], or [M, B, Q], to write to */
   out?: TensorLike | undefined;
 }
 
-export interface ProjectArgs extends CallOptions {
+export interface ProjectArgs extends CallOptions, ResultOptions {
   /** float32 [B, Q, 3] (x, y, z) in [0, 1] of the point cloud range */
   referencePoints: TensorLike;
   /** [x0, y0, z0, x1, y1, z1] in metres */
@@ -111,6 +138,14 @@ export interface ProjectResult {
   cameraCenters: Tensor;
 }
 
+/** The dtype of a tensor, or of a typed array with its shape. */
+export type TensorDType<T extends TensorLike> =
+  T extends Tensor<infer D>
+    ? D
+    : T extends { readonly data: infer A extends TypedArray }
+      ? DTypeOf<A>
+      : never;
+
 /**
  * A place to compute on. Operations run one after the other, in the order of the calls, on threads of the device's own; the
  * event loop goes on. Each rejects with an AttentionBiasError: ERR_SHAPE, ERR_DTYPE, ERR_VALUE or ERR_TERM for arguments
@@ -129,19 +164,39 @@ export interface Device extends Disposable {
    * A new tensor, filled with zeros.
    *
    * @param shape 1 to 8 dimensions of at least 1
-   * @param options `dtype`: float32 (default), int32 or uint8
-   * @throws AttentionBiasError ERR_SHAPE, ERR_VALUE, ERR_MEMORY, ERR_DEVICE
+   * @param options `dtype`: float32 (default), int32, uint8 or bfloat16; `memory`: host (default), pinned or device, which
+   *   on the CPU are all `host`
+   * @throws AttentionBiasError ERR_SHAPE, ERR_VALUE, ERR_DEVICE; ERR_MEMORY with what was asked for and what is free
    */
-  tensor<D extends DType = 'float32'>(shape: readonly number[], options?: { dtype?: D }): Tensor<D>;
+  tensor<D extends DType = 'float32'>(
+    shape: readonly number[],
+    options?: { dtype?: D; memory?: MemoryKind },
+  ): Tensor<D>;
 
   /**
    * Wraps a typed array without a copy.
    *
-   * @param data Float32Array, Int32Array or Uint8Array, in memory of fixed size
+   * @param data Float32Array, Int32Array, Uint8Array or (bfloat16) Uint16Array, in memory of fixed size
    * @param shape default [data.length]
    * @throws AttentionBiasError ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE
    */
   from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>>;
+
+  /**
+   * A copy of a tensor in this device's memory; on the CPU, in the host's. Operations take both; what is used more than once
+   * is best copied once.
+   */
+  toDevice<T extends TensorLike>(tensor: T, options?: CallOptions): Promise<Tensor<TensorDType<T>>>;
+
+  /**
+   * A copy of a tensor in memory that JavaScript reads.
+   *
+   * @param options `memory`: host (default) or pinned; `out`: a tensor of the same shape and dtype to copy to
+   */
+  toHost<T extends TensorLike>(
+    tensor: T,
+    options?: CallOptions & { memory?: 'host' | 'pinned' | undefined; out?: TensorLike | undefined },
+  ): Promise<Tensor<TensorDType<T>>>;
 
   /**
    * softmax(scale·query·keyᵀ + Σ bias)·value, with the terms evaluated inside the softmax: the Q×K bias never exists, and
@@ -151,12 +206,17 @@ export interface Device extends Disposable {
   attention(args: AttentionArgs): Promise<AttentionResult>;
 
   /**
-   * The sum of the terms as a dense float32 tensor [1|B, 1|H, Q, K], with −∞ for hidden pairs: generation and mask fusion in
-   * one pass. B or H is 1 when no term depends on it by type and tensor shape.
+   * The sum of the terms as a dense tensor [1|B, 1|H, Q, K], with −∞ for hidden pairs: generation and mask fusion in one
+   * pass. B or H is 1 when no term depends on it by type and tensor shape.
    */
-  bias(args: BiasArgs): Promise<Tensor>;
+  bias(args: BiasArgs & { dtype: 'bfloat16' }): Promise<Tensor<'bfloat16'>>;
+  bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
+  bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
 
-  /** The adaptive query router (MoME): weights [B, Q, M] = sigmoid(features·weightᵀ + bias). */
+  /**
+   * The adaptive query router (MoME): weights [B, Q, M] = sigmoid(features·weightᵀ + bias), or [M, B, Q] with
+   * `outputsFirst`.
+   */
   router(args: RouterArgs): Promise<Tensor>;
 
   /**
@@ -165,6 +225,12 @@ export interface Device extends Disposable {
    * in float64.
    */
   project(args: ProjectArgs): Promise<ProjectResult>;
+
+  /** What the device's tensors and operations take of its memory. */
+  memory(): MemoryUse;
+
+  /** Gives memory that is only kept for the next operations back to the system. */
+  trim(): void;
 
   /**
    * Ends the device: an operation that runs finishes, those waiting reject with ERR_DEVICE, as do further calls. Its tensors

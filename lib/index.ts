@@ -3,4 +3,4 @@ export { AttentionBiasError } from './errors.js';
 export type { ErrorCode } from './errors.js';
 export type * from './device.js';
 export type * from './terms.js';
-export type { DType, DTypeOf, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';
+export type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';

@@ -1,3 +1,5 @@
+import { freemem, totalmem } from 'node:os';
+
 import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
 import { adoptTensor, Tensor, wrapTensor } from './tensor.js';
 import type { NativeBinding, NativeDevice as NativeHandle, OperationName } from './binding.js';
@@ -12,8 +14,10 @@ import type {
   ProjectArgs,
   ProjectResult,
   RouterArgs,
+  MemoryUse,
+  TensorDType,
 } from './device.js';
-import type { DType, DTypeOf, TensorLike, TypedArray } from './tensor.js';
+import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
 
 const precisions: Record<DeviceInfo['backend'], readonly Precision[]> = {
   cpu: ['f32'],
@@ -68,15 +72,42 @@ export class NativeDevice implements Device {
     this.info = Object.freeze(info);
   }
 
-  tensor<D extends DType = 'float32'>(shape: readonly number[], options: { dtype?: D } = {}): Tensor<D> {
+  tensor<D extends DType = 'float32'>(
+    shape: readonly number[],
+    options: { dtype?: D; memory?: MemoryKind } = {},
+  ): Tensor<D> {
     this.#requireOpen();
-    const buffer = callNative(() => this.#binding.allocate(shape, options));
-    return adoptTensor(this.#binding, buffer, shape, options.dtype ?? ('float32' as D));
+    const buffer = callNative(() => this.#native.allocate(shape, options));
+    const memory = this.info.backend === 'cpu' ? 'host' : options.memory;
+    return adoptTensor(this.#binding, buffer, shape, options.dtype ?? ('float32' as D), memory);
   }
 
   from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>> {
     this.#requireOpen();
     return wrapTensor(this.#binding, data, shape ?? [(Object(data) as A).length]);
+  }
+
+  async toDevice<T extends TensorLike>(
+    tensor: T,
+    { signal }: CallOptions = {},
+  ): Promise<Tensor<TensorDType<T>>> {
+    return this.#copy(tensor, { signal, memory: 'device' });
+  }
+
+  async toHost<T extends TensorLike>(
+    tensor: T,
+    options: CallOptions & { memory?: 'host' | 'pinned' | undefined; out?: TensorLike | undefined } = {},
+  ): Promise<Tensor<TensorDType<T>>> {
+    return this.#copy(tensor, { memory: 'host', ...options });
+  }
+
+  async #copy<T extends TensorLike>(
+    source: T,
+    options: CallOptions & { memory?: MemoryKind | undefined; out?: TensorLike | undefined },
+  ): Promise<Tensor<TensorDType<T>>> {
+    const args: CallOptions = { ...options, ...{ source } };
+    const { out } = await this.#run('copy', args, { out: options.out });
+    return out as Tensor<DType> as Tensor<TensorDType<T>>;
   }
 
   async attention(args: AttentionArgs): Promise<AttentionResult> {
@@ -86,7 +117,10 @@ export class NativeDevice implements Device {
     return this.#run('attention', withPrecision, { out: rest.out, lse: rest.lse });
   }
 
-  async bias(args: BiasArgs): Promise<Tensor> {
+  bias(args: BiasArgs & { dtype: 'bfloat16' }): Promise<Tensor<'bfloat16'>>;
+  bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
+  bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
+  async bias(args: BiasArgs): Promise<Tensor<DType>> {
     return (await this.#run('bias', args, { out: requireArgs(args).out })).out;
   }
 
@@ -98,9 +132,32 @@ export class NativeDevice implements Device {
     return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
   }
 
-  /** Milliseconds that the GPU took for the last operation's kernels, without copies. @internal For benchmarks. */
+  /** Small cases against the host; ERR_DEVICE with what differs. @internal */
+  async selfTest(): Promise<void> {
+    await this.#run('selfTest', {}, {});
+  }
+
+  /** Milliseconds that the GPU took for the last operation, from its first kernel to its last. @internal For benchmarks. */
   get kernelMs(): number {
     return this.#native.info().kernelMs;
+  }
+
+  memory(): MemoryUse {
+    this.#requireOpen();
+    return (
+      callNative(() => this.#native.memory()) ?? {
+        usedBytes: this.#binding.memory().bytes,
+        cachedBytes: 0,
+        limitBytes: 0,
+        freeBytes: freemem(),
+        totalBytes: totalmem(),
+      }
+    );
+  }
+
+  trim(): void {
+    this.#requireOpen();
+    this.#native.trim();
   }
 
   close(): void {
@@ -137,7 +194,10 @@ export class NativeDevice implements Device {
       const made = await pending;
       const results = kept.map(([name, given]) => {
         const tensor = made[name];
-        if (tensor) return [name, adoptTensor(this.#binding, tensor.buffer, tensor.shape, 'float32')];
+        if (tensor) {
+          const { buffer, shape, dtype, memory } = tensor;
+          return [name, adoptTensor(this.#binding, buffer, shape, dtype, memory)];
+        }
         if (given instanceof Tensor || given === undefined) return [name, given];
         return [name, wrapTensor(this.#binding, given.data, given.shape)];
       });

@@ -1,4 +1,4 @@
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import bindings from 'bindings';
 import type { NativeBinding } from './binding.js';
 import { AttentionBiasError } from './errors.js';
@@ -7,11 +7,23 @@ const root = join(__dirname, '..');
 let loaded: NativeBinding | undefined;
 
 /**
- * The native addon, loaded once: from the platform's prebuilt package where one is installed, else from the local build.
+ * The native addon, loaded once: the file that ATTENTION_BIAS_BINARY names, else from the platform's prebuilt package where
+ * one is installed, else from the local build.
  * Throws ERR_DEVICE with the cause and the command that mends it.
  */
 export function native(): NativeBinding {
-  return (loaded ??= prebuilt() ?? local());
+  return (loaded ??= named() ?? prebuilt() ?? local());
+}
+
+function named(): NativeBinding | undefined {
+  const path = process.env.ATTENTION_BIAS_BINARY;
+  if (path === undefined || path === '') return undefined;
+  try {
+    // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
+    return require(resolve(path)) as NativeBinding;
+  } catch (cause) {
+    throw broken(`ATTENTION_BIAS_BINARY=${path} does not load`, cause, 'unset ATTENTION_BIAS_BINARY');
+  }
 }
 
 function prebuilt(): NativeBinding | undefined {

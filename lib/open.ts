@@ -1,7 +1,7 @@
 import { constants } from 'node:buffer';
 import { availableParallelism } from 'node:os';
 
-import { callNative, expected } from './errors.js';
+import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
 import { NativeDevice, requirePrecision } from './native-device.js';
 import { native } from './native.js';
 import type { NativeBinding } from './binding.js';
@@ -13,7 +13,12 @@ interface Setting {
   name: string;
 }
 
-const optionNames: readonly string[] = ['device', 'threads', 'precision'] satisfies (keyof OpenOptions)[];
+const optionNames: readonly string[] = [
+  'device',
+  'threads',
+  'precision',
+  'memoryLimit',
+] satisfies (keyof OpenOptions)[];
 const maxThreads = 1024;
 
 /** The option, else the environment variable where it is set and not empty. */
@@ -43,8 +48,8 @@ function requireKnownOptions(options: unknown): asserts options is OpenOptions {
 }
 
 /** The number of the CUDA device that is asked for; undefined for the CPU. */
-function cudaOrdinal(device: Setting | undefined): number | undefined {
-  if (device === undefined || device.value === 'auto' || device.value === 'cpu') return undefined;
+function cudaOrdinal(device: Setting): number | undefined {
+  if (device.value === 'auto' || device.value === 'cpu') return undefined;
   const match = typeof device.value === 'string' ? /^cuda(?::(\d{1,4}))?$/.exec(device.value) : null;
   if (!match) {
     throw expected('ERR_VALUE', '"auto", "cpu", "cuda" or "cuda:N"', device.name, show(device.value));
@@ -52,25 +57,61 @@ function cudaOrdinal(device: Setting | undefined): number | undefined {
   return Number(match[1] ?? 0);
 }
 
+interface CudaOptions {
+  precision?: Precision | undefined;
+  memoryLimit?: number | undefined;
+}
+
 /** A CUDA device by its number. `asked` is what an error calls the setting. @internal */
-export function openCuda(
+export async function openCuda(
   binding: NativeBinding,
   ordinal: number,
   asked: string,
-  precision: Precision | undefined,
-): Device {
+  { precision, memoryLimit }: CudaOptions = {},
+): Promise<NativeDevice> {
   requirePrecision('cuda', precision);
-  const status = callNative(() => binding.cuda(false));
-  const found = status.devices.find((device) => device.ordinal === ordinal);
-  if (!found) {
-    const reason =
-      status.reason || `only ${status.devices.map((d) => `cuda:${d.ordinal} (${d.name})`).join(', ')}`;
-    throw expected('ERR_DEVICE', 'a device that can be used', asked, `"cuda:${ordinal}": ${reason}`);
+  try {
+    const limit = memoryLimit === undefined ? {} : { memoryLimit };
+    const native = new binding.Device({ backend: 'cuda', ordinal, ...limit });
+    try {
+      await native.prepare(0, {});
+    } catch (error) {
+      native.close();
+      throw error;
+    }
+    const { name, computeCapability, multiprocessors, memoryBytes } = native.info();
+    const info = { backend: 'cuda', name, ordinal, computeCapability, multiprocessors, memoryBytes } as const;
+    return new NativeDevice(binding, native, info, precision);
+  } catch (cause) {
+    const error = fromNative(cause);
+    if (!(error instanceof AttentionBiasError) || error.code !== 'ERR_DEVICE') throw error;
+    const received = `"cuda:${String(ordinal)}": ${error.message}`;
+    const { message } = expected('ERR_DEVICE', 'a device that can be used', asked, received);
+    throw new AttentionBiasError('ERR_DEVICE', message, { cause });
   }
-  const { name, computeCapability, multiprocessors, memoryBytes } = found;
-  const native = callNative(() => new binding.Device({ backend: 'cuda', ordinal }));
-  const info = { backend: 'cuda', name, ordinal, computeCapability, multiprocessors, memoryBytes } as const;
-  return new NativeDevice(binding, native, info, precision);
+}
+
+/** The first GPU, where there is one and it computes as the host does. */
+async function openAnyCuda(binding: NativeBinding, options: CudaOptions): Promise<Device | undefined> {
+  let device: NativeDevice;
+  try {
+    device = await openCuda(binding, 0, 'device', options);
+  } catch (error) {
+    if (error instanceof AttentionBiasError && error.code === 'ERR_DEVICE') return undefined;
+    throw error;
+  }
+  try {
+    await device.selfTest();
+    return device;
+  } catch (error) {
+    device.close();
+    const reason = error instanceof Error ? error.message : String(error);
+    process.emitWarning(`${device.info.name} is left unused, since its self-test failed: ${reason}`, {
+      type: 'AttentionBiasWarning',
+      detail: 'attention-bias doctor tells more',
+    });
+    return undefined;
+  }
 }
 
 function openCpuWith(
@@ -83,9 +124,14 @@ function openCpuWith(
   const native = callNative(
     () => new binding.Device({ backend: 'cpu', threads, ...(isa === undefined ? {} : { isa }) }),
   );
-  const { isa: level, threads: count } = native.info();
-  const info = { backend: 'cpu', name: binding.info().processor, isa: level, threads: count } as const;
+  const { name, isa: level, threads: count } = native.info();
+  const info = { backend: 'cpu', name, isa: level, threads: count } as const;
   return new NativeDevice(binding, native, info, precision);
+}
+
+function requireMemoryLimit(limit: unknown): void {
+  if (limit === undefined || (Number.isSafeInteger(limit) && (limit as number) > 0)) return;
+  throw expected('ERR_VALUE', 'a number of bytes, an integer above 0,', 'memoryLimit', show(limit));
 }
 
 function threadCount(threads: Setting | undefined): number {
@@ -114,16 +160,24 @@ function instructionSet(supported: readonly string[]): string | undefined {
  *   variable with another value than it may have
  */
 export async function open(options: OpenOptions = {}): Promise<Device> {
-  // In a promise: opening a GPU will take its time, and every error is a rejection.
   await Promise.resolve();
   requireKnownOptions(options);
-  const asked = setting(options.device, 'device', 'ATTENTION_BIAS_DEVICE');
+  const asked = setting(options.device, 'device', 'ATTENTION_BIAS_DEVICE') ?? {
+    value: 'auto',
+    name: 'device',
+  };
   const ordinal = cudaOrdinal(asked);
   const threads = threadCount(setting(options.threads, 'threads', 'ATTENTION_BIAS_THREADS'));
+  requireMemoryLimit(options.memoryLimit);
   const binding = native();
   binding.setExternalLimit(constants.MAX_LENGTH);
-  if (ordinal !== undefined) return openCuda(binding, ordinal, asked?.name ?? 'device', options.precision);
-  return openCpuWith(binding, { threads, isa: instructionSet(binding.info().isas) }, options.precision);
+  if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, options);
+  const isa = instructionSet(binding.info().isas);
+  if (asked.value === 'auto') {
+    const device = await openAnyCuda(binding, options);
+    if (device) return device;
+  }
+  return openCpuWith(binding, { threads, isa }, options.precision);
 }
 
 /** A CPU device of an instruction set level by name. @internal For self-tests and tests. */

@@ -59,7 +59,7 @@ describe('arguments', () => {
     }
   });
 
-  test.each([Float64Array, Int8Array, Uint16Array, BigInt64Array, Uint8ClampedArray])('%p', async (Type) => {
+  test.each([Float64Array, Int8Array, Int16Array, BigInt64Array, Uint8ClampedArray])('%p', async (Type) => {
     const query = { data: new Type(5 * 2 * 12), shape: [1, 2, 5, 12] };
     await expectError(attend({ query }), 'ERR_DTYPE', 'query', Type.name);
   });

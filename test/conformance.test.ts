@@ -123,9 +123,9 @@ const precisions = (['f32', 'tf32', 'bf16'] as const).map((precision) => ({
   'CUDA, emulated, $precision',
   ({ precision, tolerance }) => {
     let device: Device;
-    beforeAll(() => {
+    beforeAll(async () => {
       // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
-      device = openCuda(require(emulated) as NativeBinding, 0, 'device', precision);
+      device = await openCuda(require(emulated) as NativeBinding, 0, 'device', { precision });
       expect(device.info).toMatchObject({ backend: 'cuda', name: 'emulated on the CPU' });
     });
     afterAll(() => {

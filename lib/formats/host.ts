@@ -33,11 +33,17 @@ export function writableDtype({ data, shape }: WritableTensor, name: string): DT
     '[object Float32Array]': 'float32',
     '[object Int32Array]': 'int32',
     '[object Uint8Array]': 'uint8',
+    '[object Uint16Array]': 'bfloat16',
   };
   const type = Object.prototype.toString.call(data);
   const dtype = dtypes[type];
   if (!dtype)
-    throw expected('ERR_DTYPE', 'a Float32Array, Int32Array or Uint8Array', name, type.slice(8, -1));
+    throw expected(
+      'ERR_DTYPE',
+      'a Float32Array, Int32Array, Uint8Array or (bfloat16) Uint16Array',
+      name,
+      type.slice(8, -1),
+    );
   if (elementCount(shape) !== data.length) {
     throw expected('ERR_SHAPE', `a shape of ${data.length} elements`, name, `[${shape.join(', ')}]`);
   }

@@ -147,7 +147,11 @@ export function parseNpy(buffer: ArrayBuffer, name: string): HostTensor {
 /** The bytes of a .npy file. ERR_DTYPE, ERR_SHAPE for what is no float32, int32 or uint8 tensor of that shape. */
 function npyBytes(tensor: WritableTensor, name: string): Uint8Array {
   // Said outright: npyjs tells dtypes by instanceof, which fails for arrays of another realm.
-  const dtype = ({ float32: 'f4', int32: 'i4', uint8: 'u1' } as const)[writableDtype(tensor, name)];
+  const dtype = ({ float32: 'f4', int32: 'i4', uint8: 'u1', bfloat16: undefined } as const)[
+    writableDtype(tensor, name)
+  ];
+  if (dtype === undefined)
+    throw expected('ERR_DTYPE', 'float32, int32 or uint8', name, 'bfloat16, which .npy lacks');
   return new Uint8Array(npyjs.dump(tensor.data, [...tensor.shape], { dtype }));
 }
 

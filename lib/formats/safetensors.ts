@@ -69,7 +69,7 @@ export interface SafetensorsHeader {
 /** A file that is open for reading. */
 export interface SafetensorsFile extends SafetensorsHeader, AsyncDisposable {
   readonly path: string;
-  /** One tensor: F32, I32, U8 or BOOL (as uint8). ERR_VALUE for a name that isn't there, ERR_DTYPE for another dtype. */
+  /** One tensor: F32, I32, U8 or BOOL (as uint8), BF16. ERR_VALUE for a name that isn't there, ERR_DTYPE for another dtype. */
   read(name: string, options?: { signal?: AbortSignal | undefined }): Promise<HostTensor>;
   /** One tensor as float32: F32, or F16, BF16, F64 converted. Errors as `read`. */
   readFloat32(name: string, options?: { signal?: AbortSignal | undefined }): Promise<HostTensor<'float32'>>;
@@ -229,8 +229,10 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
         case 'U8':
         case 'BOOL':
           return { data: new Uint8Array(await bytes()), shape, dtype: 'uint8' };
+        case 'BF16':
+          return { data: new Uint16Array(await bytes()), shape, dtype: 'bfloat16' };
         default:
-          throw dtypeError('F32, I32, U8 or BOOL', name, entry);
+          throw dtypeError('F32, I32, U8, BOOL or BF16', name, entry);
       }
     };
     const readFloat32: SafetensorsFile['readFloat32'] = async (name, { signal } = {}) => {
@@ -262,10 +264,15 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   }
 }
 
-const FORMAT_DTYPE: Record<DType, string> = { float32: 'F32', int32: 'I32', uint8: 'U8' };
+const FORMAT_DTYPE: Record<DType, string> = {
+  float32: 'F32',
+  int32: 'I32',
+  uint8: 'U8',
+  bfloat16: 'BF16',
+};
 
 /**
- * Writes tensors (float32, int32, uint8) under their names, whole or not at all. Wider elements come first, as in the
+ * Writes tensors (float32, int32, uint8, bfloat16) under their names, whole or not at all. Wider elements come first, as in the
  * reference implementation, so that all of them are aligned. The tensors' memory goes to the file without a copy: don't
  * change it before the promise settles.
  *

@@ -4,6 +4,7 @@
 
 #include "addon/calls.h"
 #include "addon/device.h"
+#include "addon/device_buffer.h"
 #include "addon/environment.h"
 #include "addon/js_errors.h"
 #include "core/reference.h"
@@ -30,15 +31,16 @@ void check(napi_env env, napi_status status) {
 }  // namespace
 
 Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
-  DefineAddon(exports,
-              {InstanceMethod<&Environment::info>("info"), InstanceMethod<&Environment::memory>("memory"),
-               InstanceMethod<&Environment::cuda>("cuda"), InstanceMethod<&Environment::allocate>("allocate"),
-               InstanceMethod<&Environment::check_tensor>("checkTensor"),
-               InstanceMethod<&Environment::release>("release"),
-               InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
-               InstanceMethod<&Environment::reference_attention>("referenceAttention"),
-               InstanceMethod<&Environment::reference_bias>("referenceBias")});
+  DefineAddon(
+      exports,
+      {InstanceMethod<&Environment::info>("info"), InstanceMethod<&Environment::memory>("memory"),
+       InstanceMethod<&Environment::cuda>("cuda"), InstanceMethod<&Environment::check_tensor>("checkTensor"),
+       InstanceMethod<&Environment::release>("release"),
+       InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
+       InstanceMethod<&Environment::reference_attention>("referenceAttention"),
+       InstanceMethod<&Environment::reference_bias>("referenceBias")});
   exports.Set("Device", Device::define(env));
+  device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
   const Napi::String name = Napi::String::New(env, "attention-bias");
   check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
                                              on_finished, &finished_));
@@ -114,7 +116,8 @@ Napi::Value Environment::cuda(const Napi::CallbackInfo& info) {
       entry.Set("computeCapability", std::to_string(device.major) + "." + std::to_string(device.minor));
       entry.Set("multiprocessors", device.multiprocessors);
       entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
-      entry.Set("selfTest", run_tests ? cuda::self_test(device.ordinal) : std::string());
+      entry.Set("selfTest",
+                run_tests ? cuda::compare_with_host(cuda::make_backend(device.ordinal).get()) : "");
       entry.Set("ordinal", device.ordinal);
       devices.Set(devices.Length(), entry);
     }
@@ -128,20 +131,6 @@ Napi::Value Environment::memory(const Napi::CallbackInfo& info) {
   result.Set("bytes", static_cast<double>(account_->bytes));
   result.Set("blocks", static_cast<double>(account_->blocks));
   return result;
-}
-
-Napi::Value Environment::allocate(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  return guarded(env, [&]() -> Napi::Value {
-    const Shape shape = read_shape(info[0], "shape");
-    Arguments none;
-    Fields options(&none, info[1], "", "the options of a tensor", ErrorCode::kValue);
-    constexpr DType kDTypes[] = {DType::kFloat32, DType::kInt32, DType::kUint8};
-    const DType dtype = kDTypes[options.choice("dtype", {"float32", "int32", "uint8"})];
-    options.finish();
-    const int64_t bytes = element_count(shape, "shape") * static_cast<int64_t>(dtype_bytes(dtype));
-    return buffers_->allocate(env, bytes, "a tensor " + to_string(shape), account_);
-  });
 }
 
 Napi::Value Environment::check_tensor(const Napi::CallbackInfo& info) {

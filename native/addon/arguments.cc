@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "addon/device_buffer.h"
 #include "addon/js_errors.h"
 #include "addon/pin.h"
 
@@ -21,7 +22,8 @@ struct ArrayType {
 };
 constexpr ArrayType kArrayTypes[] = {{napi_float32_array, DType::kFloat32},
                                      {napi_int32_array, DType::kInt32},
-                                     {napi_uint8_array, DType::kUint8}};
+                                     {napi_uint8_array, DType::kUint8},
+                                     {napi_uint16_array, DType::kBfloat16}};
 
 double to_number(Napi::Value value, const std::string& name) {
   if (!value.IsNumber()) throw expected(ErrorCode::kValue, "a number", name, describe(value));
@@ -52,8 +54,8 @@ DType array_dtype(Napi::Value data, const std::string& name) {
       if (known.type == type) return known.dtype;
     }
   }
-  throw expected(ErrorCode::kDtype, "a Float32Array, Int32Array or Uint8Array", name + ".data",
-                 describe(data));
+  throw expected(ErrorCode::kDtype, "a Float32Array, Int32Array, Uint8Array or (bfloat16) Uint16Array",
+                 name + ".data", describe(data));
 }
 
 }  // namespace
@@ -86,9 +88,13 @@ TensorView* Arguments::add(Napi::Value value, const std::string& name) {
   if (disposed.IsBoolean() && disposed.As<Napi::Boolean>().Value()) {
     throw expected(ErrorCode::kDisposed, "a tensor in use", name, "a disposed one");
   }
-  const Napi::Value data = object.Get("data");
   TensorArgument& tensor = tensors_.emplace_back();
   tensor.view.name = name;
+  if (const DeviceBuffer* buffer = DeviceBuffer::from(value.Env(), object.Get("deviceBuffer"))) {
+    take_device_buffer(object, *buffer, &tensor);
+    return &tensor.view;
+  }
+  const Napi::Value data = object.Get("data");
   tensor.view.dtype = array_dtype(data, name);
   tensor.view.shape = read_shape(object.Get("shape"), name + ".shape");
   const Napi::Value resizable = data.As<Napi::TypedArray>().Get("buffer").As<Napi::Object>().Get("resizable");
@@ -99,9 +105,36 @@ TensorView* Arguments::add(Napi::Value value, const std::string& name) {
   return &tensor.view;
 }
 
+void Arguments::take_device_buffer(Napi::Object tensor, const DeviceBuffer& buffer,
+                                   TensorArgument* argument) const {
+  TensorView& view = argument->view;
+  Arguments none;
+  Fields fields(&none, tensor, view.name, "", ErrorCode::kValue);
+  view.dtype = fields.dtype("dtype", all_dtypes());
+  view.shape = fields.shape("shape");
+  const int64_t offset = fields.integer("byteOffset");
+  const std::shared_ptr<Storage>& storage = buffer.storage();  // after all getters
+  if (!storage) throw expected(ErrorCode::kDisposed, "a tensor in use", view.name, "a disposed one");
+  if (storage->source() != device_memory_) {
+    throw expected(ErrorCode::kDevice, "a tensor of the host or of this device", view.name,
+                   "one in another device's memory");
+  }
+  const int64_t bytes = element_count(view.shape, view.name) * static_cast<int64_t>(dtype_bytes(view.dtype));
+  const int64_t all = static_cast<int64_t>(storage->bytes());
+  if (offset < 0 || offset % static_cast<int64_t>(dtype_bytes(view.dtype)) != 0 || bytes > all ||
+      offset > all - bytes) {
+    throw expected(ErrorCode::kShape, "a tensor within its memory of " + std::to_string(all) + " bytes",
+                   view.name, std::to_string(bytes) + " bytes from " + std::to_string(offset) + " on");
+  }
+  view.data = static_cast<char*>(storage->data()) + offset;
+  view.on_device = true;
+  argument->storage = storage;
+}
+
 void Arguments::resolve(Napi::Env env, const Buffers& buffers) {
   for (TensorArgument& tensor : tensors_) {
     TensorView& view = tensor.view;
+    if (view.on_device) continue;
     size_t length = 0, offset = 0;
     napi_value buffer;
     void* data = nullptr;
@@ -210,6 +243,12 @@ size_t Fields::choice(const char* name, const std::vector<const char*>& choices)
     all += (i == 0 ? "\"" : i + 1 == choices.size() ? " or \"" : ", \"") + std::string(choices[i]) + "\"";
   }
   throw expected(ErrorCode::kValue, all, field(name), describe(value));
+}
+
+DType Fields::dtype(const char* name, const std::vector<DType>& choices) {
+  std::vector<const char*> names;
+  for (const DType choice : choices) names.push_back(dtype_name(choice));
+  return choices[choice(name, names)];
 }
 
 std::vector<int64_t> Fields::integers(const char* name) {

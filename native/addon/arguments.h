@@ -17,22 +17,28 @@
 
 namespace attention_bias::addon {
 
+class DeviceBuffer;
+
 // A tensor that an operation uses, and what keeps its memory.
 struct TensorArgument {
-  TensorView view;  // no data before resolve()
+  TensorView view;  // no data before resolve(), but where it is a device's
   Napi::ObjectReference array;
-  std::shared_ptr<Storage> storage;  // of memory of ours: lives through dispose() and transfer
-  std::shared_ptr<void> pin;         // of the user's own
+  std::shared_ptr<Storage>
+      storage;                // of memory of ours, a device's too: lives through dispose() and transfer
+  std::shared_ptr<void> pin;  // of the user's own
 };
 
 // The tensors of one operation. Views have stable addresses.
 class Arguments {
  public:
   Arguments() = default;
+  // Tensors may be in the device memory that this source gave out.
+  explicit Arguments(const MemorySource* device_memory) : device_memory_(device_memory) {}
   Arguments(const Arguments&) = delete;
   Arguments& operator=(const Arguments&) = delete;
 
-  // A Tensor or { data, shape }: ERR_VALUE, ERR_DTYPE, ERR_SHAPE or ERR_DISPOSED naming `name`.
+  // A Tensor or { data, shape }: ERR_VALUE, ERR_DTYPE, ERR_SHAPE or ERR_DISPOSED naming `name`; ERR_DEVICE
+  // for one in another device's memory.
   TensorView* add(Napi::Value value, const std::string& name);
 
   // Takes the pointers. Runs no JavaScript.
@@ -46,6 +52,9 @@ class Arguments {
   void require_attached(Napi::Env env) const;
 
  private:
+  void take_device_buffer(Napi::Object tensor, const DeviceBuffer& buffer, TensorArgument* argument) const;
+
+  const MemorySource* device_memory_ = nullptr;
   std::deque<TensorArgument> tensors_;
 };
 
@@ -71,6 +80,7 @@ class Fields {
   std::string string(const char* name, const std::string& otherwise);
   // The index of the field's string among `choices`; the first when it is absent.
   size_t choice(const char* name, const std::vector<const char*>& choices);
+  DType dtype(const char* name, const std::vector<DType>& choices);
   std::vector<int64_t> integers(const char* name);
   std::vector<double> numbers(const char* name);
   Shape shape(const char* name);

@@ -20,6 +20,11 @@ std::unique_ptr<Program> build(const Extent& extent, const std::vector<AddTerm>&
   return program;
 }
 
+// What the host could not check of the terms' tensors.
+void check_values(Backend* backend, const Program& program, AbortFlag abort) {
+  if (!program.device_checks().empty()) backend->check_values(program.device_checks(), abort);
+}
+
 }  // namespace
 
 AttentionCall::AttentionCall(Fields* arguments)
@@ -48,13 +53,38 @@ std::unique_ptr<Program> BiasCall::program() const {
   return build({shape[0], shape[1], shape[2], shape[3]}, terms);
 }
 
+Compute read_prepare(Fields*, Outputs*) {
+  return [](Backend* backend, Outputs*, AbortFlag) { backend->prepare(); };
+}
+
+Compute read_self_test(Fields*, Outputs*) {
+  return [](Backend* backend, Outputs*, AbortFlag) {
+    const std::string wrong = backend->self_test();
+    if (!wrong.empty()) throw Error(ErrorCode::kDevice, wrong);
+  };
+}
+
+Compute read_copy(Fields* arguments, Outputs* outputs) {
+  const TensorView* source = arguments->tensor("source");
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, nullptr);
+  return [source](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    const int64_t bytes =
+        element_count(source->shape, source->name) * static_cast<int64_t>(dtype_bytes(source->dtype));
+    void* out = outputs->take("out", source->shape, "as the source's", source->dtype);
+    backend->copy(out, source->data, bytes, abort);
+  };
+}
+
 Compute read_attention(Fields* arguments, Outputs* outputs) {
   const AttentionCall call(arguments);
   outputs->declare("out", arguments);
   outputs->declare("lse", arguments);
+  outputs->declare_place(arguments, call.query);
   return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
     std::unique_ptr<Program> program;
     AttentionProblem problem = call.problem(&program);
+    check_values(backend, *program, abort);
     const Extent& e = problem.extent;
     problem.out = outputs->take("out", {e.batch, e.heads, e.queries, problem.value_dim}, "[B, H, Q, Dv]");
     problem.lse = outputs->take("lse", {e.batch, e.heads, e.queries}, "[B, H, Q]");
@@ -64,12 +94,16 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
 
 Compute read_bias(Fields* arguments, Outputs* outputs) {
   const BiasCall call(arguments);
+  const DType dtype = arguments->dtype("dtype", {DType::kFloat32, DType::kBfloat16});
   outputs->declare("out", arguments);
-  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+  outputs->declare_place(arguments, nullptr);
+  return [call, dtype](Backend* backend, Outputs* outputs, AbortFlag abort) {
     const std::unique_ptr<Program> program = call.program();
+    check_values(backend, *program, abort);
     BiasProblem problem;
     problem.bias = program.get();
-    problem.out = outputs->take("out", bias_shape(*program), "[1|B, 1|H, Q, K]");
+    problem.dtype = dtype;
+    problem.out = outputs->take("out", bias_shape(*program), "[1|B, 1|H, Q, K]", dtype);
     backend->bias(problem, abort);
   };
 }
@@ -77,11 +111,15 @@ Compute read_bias(Fields* arguments, Outputs* outputs) {
 Compute read_router(Fields* arguments, Outputs* outputs) {
   const TensorView *features = arguments->tensor("features"), *weight = arguments->tensor("weight"),
                    *bias = arguments->tensor("bias");
+  const bool outputs_first = arguments->boolean("outputsFirst", false);
   outputs->declare("out", arguments);
+  outputs->declare_place(arguments, features);
   return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
     RouterProblem problem = router_problem(*features, *weight, *bias);
-    problem.out =
-        outputs->take("out", {features->shape[0], features->shape[1], problem.outputs}, "[B, Q, M]");
+    problem.outputs_first = outputs_first;
+    const int64_t b = features->shape[0], q = features->shape[1], m = problem.outputs;
+    problem.out = outputs_first ? outputs->take("out", {m, b, q}, "[M, B, Q]")
+                                : outputs->take("out", {b, q, m}, "[B, Q, M]");
     backend->router(problem, abort);
   };
 }
@@ -91,12 +129,13 @@ Compute read_project(Fields* arguments, Outputs* outputs) {
                    *lidar2img = arguments->tensor("lidar2img");
   outputs->declare("bevCenters");
   outputs->declare("cameraCenters");
+  outputs->declare_place(arguments, points);
   return [=, range = arguments->numbers("pointCloudRange"), image_shape = arguments->integers("imageShape"),
           feature_shape = arguments->integers("featureShape"),
           bev_shape = arguments->integers("bevShape")](Backend* backend, Outputs* outputs, AbortFlag abort) {
     ProjectProblem problem =
         project_problem(*points, range, *lidar2img, image_shape, feature_shape, bev_shape);
-    require_reference_points(problem, points->name);
+    backend->check_values({reference_points_check(*points)}, abort);
     problem.bev_centers = outputs->take("bevCenters", {problem.batch, problem.queries, 2}, "[B, Q, 2]");
     problem.camera_centers = outputs->take("cameraCenters", {problem.batch, problem.queries, 3}, "[B, Q, 3]");
     backend->project(problem, abort);

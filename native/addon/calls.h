@@ -30,6 +30,11 @@ struct BiasCall {
   std::unique_ptr<Program> program() const;
 };
 
+// Of Backend::prepare and self_test; ERR_DEVICE with what is wrong.
+Compute read_prepare(Fields* arguments, Outputs* outputs);
+Compute read_self_test(Fields* arguments, Outputs* outputs);
+// `source` into another tensor.
+Compute read_copy(Fields* arguments, Outputs* outputs);
 Compute read_attention(Fields* arguments, Outputs* outputs);
 Compute read_bias(Fields* arguments, Outputs* outputs);
 Compute read_router(Fields* arguments, Outputs* outputs);

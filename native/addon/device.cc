@@ -23,11 +23,15 @@ int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::N
 }  // namespace
 
 Napi::Function Device::define(Napi::Env env) {
-  return DefineClass(env, "Device",
-                     {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
-                      InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
-                      InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
-                      InstanceMethod<&Device::info>("info")});
+  return DefineClass(
+      env, "Device",
+      {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
+       InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
+       InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
+       InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
+       InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
+       InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
+       InstanceMethod<&Device::info>("info")});
 }
 
 Device::Device(const Napi::CallbackInfo& info)
@@ -43,14 +47,12 @@ Device::Device(const Napi::CallbackInfo& info)
       }
       const std::string isa = options.string("isa", "");
       options.finish();
-      auto cpu = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa);
-      isa_ = cpu->isa();
-      threads_ = cpu->threads();
-      backend = std::move(cpu);
+      backend = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa);
     } else {
       const int64_t ordinal = options.integer("ordinal");
+      const int64_t limit = options.has("memoryLimit") ? options.integer("memoryLimit") : 0;
       options.finish();
-      backend = cuda::make_backend(static_cast<int>(ordinal));
+      backend = cuda::make_backend(static_cast<int>(ordinal), limit);
     }
     try {
       dispatcher_ = std::make_unique<Dispatcher>(std::move(backend),
@@ -74,8 +76,7 @@ Napi::Value Device::start(const Napi::CallbackInfo& info, const char* name, Read
     if (closed_) throw closed_error();
     const int64_t id = operation_id(info);
     if (operations_.count(id) != 0) throw expected(ErrorCode::kValue, "a new id", "the call", "one in use");
-    auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(),
-                                                 environment_->account());
+    auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(), maker());
     if (closed_) throw closed_error();  // by a getter of the arguments
     const Napi::Promise promise = operation->promise();
     dispatcher_->push(operation.get());
@@ -92,6 +93,16 @@ Napi::Value Device::attention(const Napi::CallbackInfo& info) {
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
+
+Napi::Value Device::copy(const Napi::CallbackInfo& info) { return start(info, "copy", read_copy); }
+Napi::Value Device::prepare(const Napi::CallbackInfo& info) { return start(info, "prepare", read_prepare); }
+Napi::Value Device::self_test(const Napi::CallbackInfo& info) {
+  return start(info, "selfTest", read_self_test);
+}
+
+Maker Device::maker() const {
+  return {environment_->account(), dispatcher_ ? dispatcher_->backend().memory() : nullptr};
+}
 
 std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
   std::unique_ptr<Operation> operation = std::move(entry->second);
@@ -142,12 +153,60 @@ void Device::teardown() {
 
 Napi::Value Device::info(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
+    if (!dispatcher_) throw closed_error();
+    const Backend& backend = dispatcher_->backend();
+    const BackendInfo of = backend.info();
     Napi::Object result = Napi::Object::New(info.Env());
-    result.Set("isa", isa_);
-    result.Set("threads", threads_);
-    result.Set("kernelMs", dispatcher_ ? dispatcher_->backend().kernel_ms() : 0.0);
+    result.Set("name", of.name);
+    result.Set("isa", of.isa);
+    result.Set("threads", of.threads);
+    result.Set("computeCapability", of.compute_capability);
+    result.Set("multiprocessors", of.multiprocessors);
+    result.Set("memoryBytes", static_cast<double>(of.memory_bytes));
+    result.Set("kernelMs", backend.kernel_ms());
     return result;
   });
+}
+
+Napi::Value Device::allocate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const Shape shape = read_shape(info[0], "shape");
+    Arguments none;
+    Fields options(&none, info[1], "", "the options of a tensor", ErrorCode::kValue);
+    const DType dtype = options.dtype("dtype", all_dtypes());
+    Place place = read_place(&options, Place::kHost);
+    options.finish();
+    if (closed_) throw closed_error();
+    const Maker maker = this->maker();
+    if (!maker.source) place = Place::kHost;
+    const int64_t bytes = element_count(shape, "shape") * static_cast<int64_t>(dtype_bytes(dtype));
+    const std::string what = "a tensor " + to_string(shape);
+    Buffers& buffers = environment_->buffers();
+    if (place == Place::kHost) return buffers.allocate(env, bytes, what, maker.account);
+    return buffer_to_js(env, &buffers, maker.make(place, bytes, Storage::Contents::kZero, what), place);
+  });
+}
+
+Napi::Value Device::memory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    if (!dispatcher_) throw closed_error();
+    const std::shared_ptr<MemorySource> source = maker().source;
+    if (!source) return info.Env().Null();
+    const MemoryUse use = source->use();
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("usedBytes", static_cast<double>(use.used_bytes));
+    result.Set("cachedBytes", static_cast<double>(use.cached_bytes));
+    result.Set("limitBytes", static_cast<double>(use.limit_bytes));
+    result.Set("freeBytes", static_cast<double>(use.free_bytes));
+    result.Set("totalBytes", static_cast<double>(use.total_bytes));
+    return result;
+  });
+}
+
+void Device::trim(const Napi::CallbackInfo&) {
+  const std::shared_ptr<MemorySource> source = maker().source;
+  if (source) source->trim();
 }
 
 }  // namespace attention_bias::addon

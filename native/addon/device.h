@@ -17,7 +17,7 @@ class Device : public Napi::ObjectWrap<Device> {
   static Napi::Function define(Napi::Env env);
 
   // new Device({ backend: 'cpu', threads, isa? }): ERR_VALUE for an instruction set that isn't there.
-  // new Device({ backend: 'cuda', ordinal }): ERR_DEVICE for a device that isn't there.
+  // new Device({ backend: 'cuda', ordinal, memoryLimit? }): prepare() tells whether it is there.
   explicit Device(const Napi::CallbackInfo& info);
   ~Device() override;
 
@@ -27,28 +27,37 @@ class Device : public Napi::ObjectWrap<Device> {
   void teardown();
 
  private:
-  // attention(id, arguments): Promise<{ [output]: { buffer, shape } }>, and so on. `id`, a number of the
-  // caller's, is for abort().
+  // prepare(id, {}): Promise, ERR_DEVICE where the device can't be used. Before all else.
+  Napi::Value prepare(const Napi::CallbackInfo& info);
+  Napi::Value self_test(const Napi::CallbackInfo& info);
+  // attention(id, arguments): Promise<{ [output]: { buffer, shape, dtype } }>, and so on. `id`, a number of
+  // the caller's, is for abort().
   Napi::Value attention(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);
   Napi::Value project(const Napi::CallbackInfo& info);
+  Napi::Value copy(const Napi::CallbackInfo& info);
   // abort(id): a queued operation rejects at once, a running one between tiles, one that ended is left alone.
   void abort(const Napi::CallbackInfo& info);
   // Running operations finish; queued ones reject, and so do further calls. ERR_DEVICE.
   void close(const Napi::CallbackInfo& info);
   Napi::Value info(const Napi::CallbackInfo& info);
+  // allocate(shape, { dtype?, memory? }): a zero-filled ArrayBuffer or DeviceBuffer.
+  Napi::Value allocate(const Napi::CallbackInfo& info);
+  // memory(): what MemoryUse says, or null where the device has no memory of its own. trim(): see
+  // MemorySource.
+  Napi::Value memory(const Napi::CallbackInfo& info);
+  void trim(const Napi::CallbackInfo& info);
 
   using Operations = std::unordered_map<int64_t, std::unique_ptr<Operation>>;
   Napi::Value start(const Napi::CallbackInfo& info, const char* name, ReadOperation read);
   // Takes an operation off the books.
   std::unique_ptr<Operation> remove(Operations::iterator entry);
+  Maker maker() const;
 
   Environment* environment_;
   std::unique_ptr<Dispatcher> dispatcher_;  // none: closed
   bool closed_ = false;
-  std::string isa_;  // of the CPU backend
-  int threads_ = 0;
   Operations operations_;
 };
 

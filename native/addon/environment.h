@@ -18,6 +18,8 @@ class Environment : public Napi::Addon<Environment> {
  public:
   Environment(Napi::Env env, Napi::Object exports);
 
+  // The constructor of DeviceBuffer.
+  Napi::Function device_buffer() const { return device_buffer_.Value(); }
   Buffers& buffers() { return *buffers_; }
   const std::shared_ptr<MemoryAccount>& account() const { return account_; }
 
@@ -35,7 +37,6 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value info(const Napi::CallbackInfo& info);
   Napi::Value cuda(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
-  Napi::Value allocate(const Napi::CallbackInfo& info);
   Napi::Value check_tensor(const Napi::CallbackInfo& info);
   void release(const Napi::CallbackInfo& info);
   void set_external_limit(const Napi::CallbackInfo& info);
@@ -49,6 +50,7 @@ class Environment : public Napi::Addon<Environment> {
   std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
   std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   std::unordered_set<Device*> devices_;
+  Napi::FunctionReference device_buffer_;
   napi_threadsafe_function finished_ = nullptr;
   int64_t operations_ = 0;
 };

@@ -2,31 +2,50 @@
 
 #include <utility>
 
+#include "addon/device_buffer.h"
 #include "addon/js_errors.h"
 
 namespace attention_bias::addon {
 
 Error aborted_error() { return Error(ErrorCode::kAborted, "the operation was aborted"); }
 
-void Outputs::declare(const char* name, Fields* arguments) {
-  outputs_.push_back({name, arguments->optional_tensor(name), {}, nullptr});
+std::shared_ptr<Storage> Maker::make(Place place, int64_t bytes, Storage::Contents contents,
+                                     const std::string& what) const {
+  if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account);
+  return Storage::allocate_from(source, place, bytes, contents, what, account);
 }
 
-void Outputs::declare(const char* name) { outputs_.push_back({name, nullptr, {}, nullptr}); }
+Place read_place(Fields* arguments, Place otherwise) {
+  if (!arguments->has("memory")) return otherwise;
+  constexpr Place kPlaces[] = {Place::kHost, Place::kPinned, Place::kDevice};
+  return kPlaces[arguments->choice("memory", {"host", "pinned", "device"})];
+}
 
-float* Outputs::take(const char* name, const Shape& shape, const char* letters) {
+void Outputs::declare_place(Fields* arguments, const TensorView* main) {
+  place_ = read_place(arguments, main && main->on_device ? Place::kDevice : Place::kHost);
+  if (!maker_.source) place_ = Place::kHost;
+}
+
+void Outputs::declare(const char* name, Fields* arguments) {
+  outputs_.push_back({name, arguments->optional_tensor(name), {}, DType::kFloat32, nullptr});
+}
+
+void Outputs::declare(const char* name) { outputs_.push_back({name, nullptr, {}, DType::kFloat32, nullptr}); }
+
+void* Outputs::take(const char* name, const Shape& shape, const char* letters, DType dtype) {
   for (Output& output : outputs_) {
     if (output.name != name) continue;
     if (output.given) {
       std::vector<Dim> dims;
       for (const int64_t size : shape) dims.push_back(dim(size));
-      require(*output.given, DType::kFloat32, dims, letters);
-      return static_cast<float*>(output.given->data);
+      require(*output.given, dtype, dims, letters);
+      return output.given->data;
     }
-    const int64_t bytes = element_count(shape, name) * static_cast<int64_t>(sizeof(float));
+    const int64_t bytes = element_count(shape, name) * static_cast<int64_t>(dtype_bytes(dtype));
     output.shape = shape;
-    output.storage = Storage::allocate(bytes, Storage::Contents::kUndefined, name, account_);
-    return static_cast<float*>(output.storage->data());
+    output.dtype = dtype;
+    output.storage = maker_.make(place_, bytes, Storage::Contents::kUndefined, name);
+    return output.storage->data();
   }
   throw Error(ErrorCode::kDevice, std::string("no output ") + name);
 }
@@ -46,16 +65,26 @@ Napi::Object Outputs::to_js(Napi::Env env, Buffers* buffers) {
       shape.Set(static_cast<uint32_t>(i), static_cast<double>(output.shape[i]));
     }
     Napi::Object tensor = Napi::Object::New(env);
-    tensor.Set("buffer", buffers->wrap(env, std::move(output.storage)));
+    tensor.Set("buffer", buffer_to_js(env, buffers, std::move(output.storage), place_));
     tensor.Set("shape", shape);
+    tensor.Set("dtype", dtype_name(output.dtype));
+    constexpr const char* kPlaces[] = {"host", "pinned", "device"};
+    tensor.Set("memory", kPlaces[static_cast<int>(place_)]);
     result.Set(output.name, tensor);
   }
   return result;
 }
 
+Napi::Value buffer_to_js(Napi::Env env, Buffers* buffers, std::shared_ptr<Storage> storage, Place place) {
+  if (place == Place::kDevice) return DeviceBuffer::create(env, std::move(storage));
+  return buffers->wrap(env, std::move(storage));
+}
+
 Operation::Operation(Napi::Env env, const char* name, ReadOperation read, Napi::Value arguments,
-                     const Buffers& buffers, std::shared_ptr<MemoryAccount> account)
-    : deferred_(Napi::Promise::Deferred::New(env)), outputs_(std::move(account)) {
+                     const Buffers& buffers, Maker maker)
+    : deferred_(Napi::Promise::Deferred::New(env)),
+      arguments_(maker.source.get()),
+      outputs_(std::move(maker)) {
   Fields fields(&arguments_, arguments, "", std::string("the arguments of ") + name, ErrorCode::kValue);
   compute_ = read(&fields, &outputs_);
   fields.finish();

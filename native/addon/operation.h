@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "addon/arguments.h"
@@ -16,23 +17,41 @@
 
 namespace attention_bias::addon {
 
-// The float32 tensors that an operation writes: the caller's own, or new ones.
+// Where an operation makes tensors.
+struct Maker {
+  std::shared_ptr<MemoryAccount> account;
+  std::shared_ptr<MemorySource> source;  // of the device's memory; null: the host's is all there is
+
+  std::shared_ptr<Storage> make(Place place, int64_t bytes, Storage::Contents contents,
+                                const std::string& what) const;
+};
+
+// The field `memory`: "host", "pinned" or "device"; otherwise what is given.
+Place read_place(Fields* arguments, Place otherwise);
+
+// The tensors that an operation writes: the caller's own, or new ones.
 class Outputs {
  public:
-  explicit Outputs(std::shared_ptr<MemoryAccount> account) : account_(std::move(account)) {}
+  explicit Outputs(Maker maker) : maker_(std::move(maker)) {}
 
-  // While arguments are read: the output is the optional tensor in the field of its name, else a new one.
+  // While arguments are read. New outputs are made where the field `memory` says, and without it where
+  // `main`, if any, is.
+  void declare_place(Fields* arguments, const TensorView* main);
+  // The output is the optional tensor in the field of its name, else a new one.
   void declare(const char* name, Fields* arguments);
   // An output that can't be given.
   void declare(const char* name);
 
-  // On any thread: where to write. ERR_DTYPE or ERR_SHAPE for a given one of another shape.
-  float* take(const char* name, const Shape& shape, const char* letters);
+  // On any thread: where to write. ERR_DTYPE or ERR_SHAPE for a given one of another dtype or shape.
+  void* take(const char* name, const Shape& shape, const char* letters, DType dtype);
+  float* take(const char* name, const Shape& shape, const char* letters) {
+    return static_cast<float*>(take(name, shape, letters, DType::kFloat32));
+  }
 
   // ERR_VALUE where a given one shares memory with any other tensor.
   void require_apart(const Arguments& arguments) const;
 
-  // JavaScript thread: { [name]: { buffer, shape } } of the new ones.
+  // JavaScript thread: { [name]: { buffer, shape, dtype } } of the new ones.
   Napi::Object to_js(Napi::Env env, Buffers* buffers);
 
  private:
@@ -40,11 +59,16 @@ class Outputs {
     std::string name;
     TensorView* given;
     Shape shape;
+    DType dtype;
     std::shared_ptr<Storage> storage;
   };
-  std::shared_ptr<MemoryAccount> account_;
+  Maker maker_;
+  Place place_ = Place::kHost;
   std::vector<Output> outputs_;
 };
+
+// Storage as what JavaScript has of it: an ArrayBuffer, or a DeviceBuffer.
+Napi::Value buffer_to_js(Napi::Env env, Buffers* buffers, std::shared_ptr<Storage> storage, Place place);
 
 // What is left of an operation once its arguments are read: checks of values, outputs, and the work itself.
 using Compute = std::function<void(Backend*, Outputs*, AbortFlag)>;
@@ -56,7 +80,7 @@ class Operation {
  public:
   // Reads the arguments. Throws Error, or what JavaScript throws in a getter.
   Operation(Napi::Env env, const char* name, ReadOperation read, Napi::Value arguments,
-            const Buffers& buffers, std::shared_ptr<MemoryAccount> account);
+            const Buffers& buffers, Maker maker);
   Operation(const Operation&) = delete;
   Operation& operator=(const Operation&) = delete;
 

@@ -43,20 +43,38 @@ void* map_pages(size_t bytes) {
 
 }  // namespace
 
-Storage::Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account)
-    : data_(data), bytes_(bytes), mapped_bytes_(mapped_bytes), account_(std::move(account)) {
+Storage::Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemorySource> source,
+                 std::shared_ptr<MemoryAccount> account)
+    : data_(data),
+      bytes_(bytes),
+      mapped_bytes_(mapped_bytes),
+      source_(std::move(source)),
+      account_(std::move(account)) {
+  if (!account_) return;
   account_->bytes += static_cast<int64_t>(bytes_);
   account_->blocks += 1;
 }
 
 Storage::~Storage() {
-  if (mapped_bytes_ > 0) {
+  if (source_) {
+    source_->release(data_);
+  } else if (mapped_bytes_ > 0) {
     munmap(data_, mapped_bytes_);
   } else {
     std::free(data_);
   }
+  if (!account_) return;
   account_->bytes -= static_cast<int64_t>(bytes_);
   account_->blocks -= 1;
+}
+
+std::shared_ptr<Storage> Storage::allocate_from(std::shared_ptr<MemorySource> source, Place place,
+                                                int64_t bytes, Contents contents, const std::string& what,
+                                                std::shared_ptr<MemoryAccount> account) {
+  void* data = source->allocate(place, bytes, contents == Contents::kZero, what);
+  if (place == Place::kDevice) account = nullptr;
+  return std::shared_ptr<Storage>(
+      new Storage(data, static_cast<size_t>(bytes), 0, std::move(source), std::move(account)));
 }
 
 std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Contents contents, const std::string& what,
@@ -70,7 +88,7 @@ std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Contents contents, con
                    "none from the system");
   }
   if (!mapped && contents == Contents::kZero) std::memset(data, 0, size);
-  return std::shared_ptr<Storage>(new Storage(data, size, mapped ? held : 0, std::move(account)));
+  return std::shared_ptr<Storage>(new Storage(data, size, mapped ? held : 0, nullptr, std::move(account)));
 }
 
 }  // namespace attention_bias::addon

@@ -1,4 +1,4 @@
-// Native memory that JavaScript sees as an ArrayBuffer.
+// Native memory of tensors: what JavaScript sees as an ArrayBuffer, or the memory of a device.
 #pragma once
 
 #include <atomic>
@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+
+#include "core/backend.h"
 
 namespace attention_bias::addon {
 
@@ -24,20 +26,29 @@ class Storage {
   // ERR_MEMORY naming `what` and the bytes. `bytes` at least 1. Any thread.
   static std::shared_ptr<Storage> allocate(int64_t bytes, Contents contents, const std::string& what,
                                            std::shared_ptr<MemoryAccount> account);
+  // Of a backend's own memory; `place` is not the host's. Pinned memory counts in the account, a device's
+  // does not.
+  static std::shared_ptr<Storage> allocate_from(std::shared_ptr<MemorySource> source, Place place,
+                                                int64_t bytes, Contents contents, const std::string& what,
+                                                std::shared_ptr<MemoryAccount> account);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  // Where it is from; null: from the system.
+  const MemorySource* source() const { return source_.get(); }
 
  private:
-  Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account);
+  Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemorySource> source,
+          std::shared_ptr<MemoryAccount> account);
 
   void* data_;
   size_t bytes_;
   size_t mapped_bytes_;  // 0: from the heap
-  std::shared_ptr<MemoryAccount> account_;
+  std::shared_ptr<MemorySource> source_;
+  std::shared_ptr<MemoryAccount> account_;  // null: not counted
 };
 
 }  // namespace attention_bias::addon

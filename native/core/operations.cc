@@ -1,7 +1,6 @@
 #include "core/operations.h"
 
 #include <cmath>
-#include <cstdio>
 
 namespace attention_bias {
 
@@ -50,9 +49,7 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
                    to_string(value.shape));
   }
   if (std::isinf(static_cast<float>(scale))) {
-    char text[32];
-    snprintf(text, sizeof text, "%.9g", scale);
-    throw expected(ErrorCode::kValue, "a finite float32", "scale", text);
+    throw expected(ErrorCode::kValue, "a finite float32", "scale", number(scale));
   }
   p.scale = std::isnan(scale) ? 1 / std::sqrt(static_cast<double>(p.head_dim)) : scale;
   p.query = query.f32();
@@ -114,15 +111,8 @@ ProjectProblem project_problem(const TensorView& reference_points,
   return p;
 }
 
-void require_reference_points(const ProjectProblem& p, const std::string& name) {
-  const int64_t count = p.batch * p.queries * 3;
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = p.reference_points[i];
-    if (!(value >= 0.0f && value <= 1.0f)) {
-      throw expected(ErrorCode::kValue, "values in [0, 1]", name,
-                     std::to_string(value) + " at element " + std::to_string(i));
-    }
-  }
+ValueCheck reference_points_check(const TensorView& reference_points) {
+  return {reference_points, 0.0f, 1.0f, "values in [0, 1]"};
 }
 
 ProjectGeometry project_geometry(const ProjectProblem& p) {

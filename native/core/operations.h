@@ -38,7 +38,8 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
 
 struct BiasProblem {
   const Program* bias = nullptr;
-  float* out = nullptr;  // bias_shape()
+  void* out = nullptr;            // bias_shape()
+  DType dtype = DType::kFloat32;  // of out; or kBfloat16, the float32 rounded once more
 };
 
 // [1|B, 1|H, Q, K]
@@ -51,7 +52,13 @@ struct RouterProblem {
   const float* input = nullptr;   // [B, Q, E]
   const float* weight = nullptr;  // [M, E]
   const float* bias = nullptr;    // [M]
-  float* out = nullptr;           // [B, Q, M]
+  float* out = nullptr;           // [B, Q, M], or [M, B, Q]
+  bool outputs_first = false;
+
+  // Where output m of row b·Q + q is.
+  AB_HD int64_t out_index(int64_t row, int64_t m) const {
+    return outputs_first ? m * rows + row : row * outputs + m;
+  }
 };
 
 RouterProblem router_problem(const TensorView& features, const TensorView& weight, const TensorView& bias);
@@ -72,8 +79,8 @@ ProjectProblem project_problem(const TensorView& reference_points,
                                const std::vector<int64_t>& feature_shape,
                                const std::vector<int64_t>& bev_shape);
 
-// ERR_VALUE unless all reference points lie in [0, 1].
-void require_reference_points(const ProjectProblem& problem, const std::string& name);
+// Reference points lie in [0, 1].
+ValueCheck reference_points_check(const TensorView& reference_points);
 
 ProjectGeometry project_geometry(const ProjectProblem& problem);
 

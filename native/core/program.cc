@@ -7,12 +7,6 @@ namespace attention_bias {
 
 namespace {
 
-std::string number(double value) {
-  char text[32];
-  snprintf(text, sizeof text, "%.9g", value);
-  return text;
-}
-
 float finite_number(double value, const std::string& name) {
   if (!std::isfinite(static_cast<float>(value))) {
     throw expected(ErrorCode::kValue, "a finite float32", name, number(value));
@@ -26,29 +20,6 @@ int64_t at_least(int64_t value, int64_t least, const std::string& name) {
                    std::to_string(value));
   }
   return value;
-}
-
-// Refuses the first element outside [low, high], and NaN; the message gives the element's index.
-void require_range(const TensorView& view, float low, float high, const char* what) {
-  const float* data = view.f32();
-  const int64_t count = element_count(view.shape, view.name);
-  constexpr int64_t kBlock = 4096;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t end = std::min(count, begin + kBlock);
-    int bad = 0;  // a sum without a branch, so that the loop vectorises
-    for (int64_t i = begin; i < end; ++i) bad |= !(data[i] >= low && data[i] <= high);
-    if (!bad) continue;
-    for (int64_t i = begin; i < end; ++i) {
-      if (!(data[i] >= low && data[i] <= high)) {
-        throw expected(ErrorCode::kValue, what, view.name,
-                       number(data[i]) + " at element " + std::to_string(i));
-      }
-    }
-  }
-}
-
-void require_finite(const TensorView& view) {
-  require_range(view, -kGreatestFloat, kGreatestFloat, "finite values");
 }
 
 struct KeyRange {
@@ -166,6 +137,19 @@ void Program::require(const TensorView& view, DType dtype, const std::vector<Dim
                       const char* letters) {
   attention_bias::require(view, dtype, dims, letters);
   tensors_.push_back(view);
+}
+
+void Program::require_range(const TensorView& view, float low, float high, const char* what) {
+  const ValueCheck check = {view, low, high, what};
+  if (view.on_device) {
+    device_checks_.push_back(check);
+  } else {
+    require_values(check);
+  }
+}
+
+void Program::require_finite(const TensorView& view) {
+  require_range(view, -kGreatestFloat, kGreatestFloat, "finite values");
 }
 
 void Program::add_dense(const TensorView& bias, const std::string& path) {

@@ -11,6 +11,7 @@
 
 #include "core/shapes.h"
 #include "core/terms.h"
+#include "core/values.h"
 
 namespace attention_bias {
 
@@ -75,6 +76,9 @@ class Program {
   // The tensors that the terms point to, each as often as it is used.
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
+  // What is to be checked of values that the host can't read. Those that it can are checked already.
+  const std::vector<ValueCheck>& device_checks() const { return device_checks_; }
+
   // Σ rank of the lowRank terms.
   int64_t low_rank_dims() const { return low_rank_dims_; }
 
@@ -86,11 +90,14 @@ class Program {
   void append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head);
   // As attention_bias::require, of a tensor that a term will point to.
   void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
+  void require_range(const TensorView& view, float low, float high, const char* what);
+  void require_finite(const TensorView& view);
   CellGrid cell_grid(const GridSpec& spec, const std::string& path);
 
   Extent extent_;
   std::vector<Term> terms_;
   std::vector<TensorView> tensors_;
+  std::vector<ValueCheck> device_checks_;
   int64_t low_rank_dims_ = 0;
   bool depends_on_batch_ = false;
   bool depends_on_head_ = false;

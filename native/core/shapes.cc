@@ -27,7 +27,12 @@ std::string pattern(const std::vector<Dim>& dims) {
 
 }  // namespace
 
-size_t dtype_bytes(DType dtype) { return dtype == DType::kUint8 ? 1 : 4; }
+size_t dtype_bytes(DType dtype) { return dtype == DType::kUint8 ? 1 : dtype == DType::kBfloat16 ? 2 : 4; }
+
+const std::vector<DType>& all_dtypes() {
+  static const std::vector<DType> all = {DType::kFloat32, DType::kInt32, DType::kUint8, DType::kBfloat16};
+  return all;
+}
 
 const char* dtype_name(DType dtype) {
   switch (dtype) {
@@ -37,6 +42,8 @@ const char* dtype_name(DType dtype) {
       return "int32";
     case DType::kUint8:
       return "uint8";
+    case DType::kBfloat16:
+      return "bfloat16";
   }
   return "unknown";
 }

@@ -11,10 +11,11 @@
 
 namespace attention_bias {
 
-enum class DType : uint8_t { kFloat32, kInt32, kUint8 };
+enum class DType : uint8_t { kFloat32, kInt32, kUint8, kBfloat16 };
 
 size_t dtype_bytes(DType dtype);
-const char* dtype_name(DType dtype);  // float32, int32, uint8
+const std::vector<DType>& all_dtypes();
+const char* dtype_name(DType dtype);  // float32, int32, uint8, bfloat16
 
 using Shape = std::vector<int64_t>;
 
@@ -27,6 +28,7 @@ struct TensorView {
   DType dtype = DType::kFloat32;
   Shape shape;
   std::string name;
+  bool on_device = false;  // in memory that the host can't read
 
   const float* f32() const { return static_cast<const float*>(data); }
   const int32_t* i32() const { return static_cast<const int32_t*>(data); }

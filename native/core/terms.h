@@ -56,6 +56,16 @@ AB_HD float round_bias(double sum) {
   return static_cast<float>(sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum);
 }
 
+// The nearest bfloat16 of a bias, ties to even, by its bits. Finite stays finite: only a mask hides.
+AB_HD uint16_t bias_to_bf16(float bias) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &bias, 4);
+  constexpr uint32_t kInfinity = 0x7f80, kGreatest = 0x7f7f, kSign = 0x8000;
+  if ((bits >> 16 & kInfinity) == kInfinity) return static_cast<uint16_t>(bits >> 16);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>((rounded & kInfinity) == kInfinity ? (rounded & kSign) | kGreatest : rounded);
+}
+
 AB_HD int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 AB_HD int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 

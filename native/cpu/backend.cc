@@ -171,9 +171,13 @@ Backend::Backend(int threads, const std::string& isa) {
 
 Backend::~Backend() = default;
 
-int Backend::threads() const { return state_->pool.size(); }
-
-const std::string& Backend::isa() const { return state_->isa.name; }
+BackendInfo Backend::info() const {
+  BackendInfo info;
+  info.name = processor_name();
+  info.isa = state_->isa.name;
+  info.threads = state_->pool.size();
+  return info;
+}
 
 void Backend::attention(const AttentionProblem& p, AbortFlag abort) {
   if (p.precision != Precision::kF32) {
@@ -182,7 +186,7 @@ void Backend::attention(const AttentionProblem& p, AbortFlag abort) {
   State& s = *state_;
   const Kernels& kernels = s.isa.kernels;
   const Extent& e = p.extent;
-  const Pieces c = cut(p, kernels.query_block(), threads());
+  const Pieces c = cut(p, kernels.query_block(), s.pool.size());
   const int64_t all_rows = e.batch * e.heads * e.queries;
   const bool split = c.key_runs > 1;
 
@@ -249,7 +253,7 @@ void Backend::router(const RouterProblem& p, AbortFlag abort) {
         for (int64_t i = 0; i < p.features; ++i) {
           sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[m * p.features + i];
         }
-        p.out[row * p.outputs + m] = static_cast<float>(1 / (1 + std::exp(-sum)));
+        p.out[p.out_index(row, m)] = static_cast<float>(1 / (1 + std::exp(-sum)));
       }
     }
   });
@@ -265,6 +269,18 @@ void Backend::project(const ProjectProblem& p, AbortFlag abort) {
                     p.bev_centers + i * 2, p.camera_centers + i * 3);
     }
   });
+}
+
+void Backend::copy(void* to, const void* from, int64_t bytes, AbortFlag abort) {
+  constexpr int64_t kRun = 1024 * 1024;
+  state_->run(ceil_div(bytes, kRun), abort, [&](int64_t item, int) {
+    std::memcpy(static_cast<char*>(to) + item * kRun, static_cast<const char*>(from) + item * kRun,
+                static_cast<size_t>(std::min(bytes - item * kRun, kRun)));
+  });
+}
+
+void Backend::check_values(const std::vector<ValueCheck>& checks, AbortFlag) {
+  for (const ValueCheck& check : checks) require_values(check);
 }
 
 }  // namespace attention_bias::cpu

@@ -24,14 +24,15 @@ class Backend : public attention_bias::Backend {
   Backend(int threads, const std::string& isa);
   ~Backend() override;
 
-  int threads() const;
-  const std::string& isa() const;
+  BackendInfo info() const override;
 
   // The calling thread is among the workers.
   void attention(const AttentionProblem& problem, AbortFlag abort) override;
   void bias(const BiasProblem& problem, AbortFlag abort) override;
   void router(const RouterProblem& problem, AbortFlag abort) override;
   void project(const ProjectProblem& problem, AbortFlag abort) override;
+  void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) override;
+  void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) override;
 
  private:
   struct State;

@@ -1,7 +1,8 @@
 // Bias generation and mask fusion in one pass over the output, compiled once an instruction set. A row is cut
 // into chunks; a chunk in which every term is constant is filled, and only the rest is evaluated element by
-// element. Terms are evaluated and summed in float64 and rounded once. It writes 4 bytes an element and reads
-// little, so memory bandwidth is its bound.
+// element. Terms are evaluated and summed in float64 and rounded once to float32, and from there to bfloat16
+// where that is asked for. It writes 4 or 2 bytes an element and reads little, so memory bandwidth is its
+// bound.
 #include <cstdint>
 #include <type_traits>
 
@@ -14,7 +15,13 @@ namespace {
 constexpr int32_t kChunk = 2048;
 constexpr int32_t kPart = 128;
 
-void fill(float* out, int32_t count, float value) {
+void set(float* at, float bias) { *at = bias; }
+void set(uint16_t* at, float bias) { *at = bias_to_bf16(bias); }
+
+template <class Out>
+void fill(Out* out, int32_t count, float bias) {
+  Out value;
+  set(&value, bias);
   for (int32_t i = 0; i < count; ++i) out[i] = value;
 }
 
@@ -53,13 +60,13 @@ void add_elements(const Term& term, const Tile& tile, double* sums) {
 }
 
 // Writes the tile, of one query, given the constant that is settled already and the terms that are not.
-void write_row(const Term* terms, uint64_t open, double constant, const Tile& tile, int32_t step,
-               float* out) {
+template <class Out>
+void write_row(const Term* terms, uint64_t open, double constant, const Tile& tile, int32_t step, Out* out) {
   Tile part = tile;
   for (; part.k0 < tile.k1; part.k0 = part.k1) {
     part.k1 = min_i32(part.k0 + step, tile.k1);
     const int32_t count = part.k1 - part.k0;
-    float* at = out + (part.k0 - tile.k0);
+    Out* at = out + (part.k0 - tile.k0);
     const TilePlan plan = plan_tile(terms, open, part);
     const double sum = constant + row_constant(terms, plan.row_constant, part);
     if (plan.hidden || sum == hidden<double>()) {
@@ -74,7 +81,7 @@ void write_row(const Term* terms, uint64_t open, double constant, const Tile& ti
       for (uint64_t left = plan.mixed; left != 0; left &= left - 1) {
         add_elements(terms[lowest_bit(left)], part, sums);
       }
-      for (int32_t i = 0; i < count; ++i) at[i] = round_bias(sums[i]);
+      for (int32_t i = 0; i < count; ++i) set(at + i, round_bias(sums[i]));
     }
   }
 }
@@ -92,7 +99,11 @@ void bias_rows(const BiasProblem& p, int64_t row0, int64_t row1) {
     const int64_t bh = row / e.queries;
     const int32_t q = static_cast<int32_t>(row - bh * e.queries);
     const Tile tile = {bh / heads, bh % heads, q, q + 1, 0, static_cast<int32_t>(e.keys)};
-    write_row(bias.term_data(), all, 0.0, tile, kChunk, p.out + row * e.keys);
+    if (p.dtype == DType::kBfloat16) {
+      write_row(bias.term_data(), all, 0.0, tile, kChunk, static_cast<uint16_t*>(p.out) + row * e.keys);
+    } else {
+      write_row(bias.term_data(), all, 0.0, tile, kChunk, static_cast<float*>(p.out) + row * e.keys);
+    }
   }
 }
 

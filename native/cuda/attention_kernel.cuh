@@ -40,8 +40,9 @@ struct AttentionArguments {
   SoftmaxState* states;  // [splits][B·H, Q] where keys are split, base in the unit of scores; else null
   const Term* terms;
   int32_t term_count;
-  int64_t rows;   // B·H
-  int64_t heads;  // H
+  int64_t first_row;  // of B·H, that the launch begins with
+  int64_t rows;       // B·H
+  int64_t heads;      // H
   int32_t queries, keys;
   int32_t head_dim, value_dim;
   int32_t keys_per_split;  // a multiple of kPlanKeys
@@ -291,7 +292,7 @@ class AttentionBlock {
   AB_DEVICE explicit AttentionBlock(const AttentionArguments& a)
       : a_(a), group_(lane_index() / 4), quad_(lane_index() % 4) {
     const int64_t row_tiles = (static_cast<int64_t>(a.queries) + kAttentionRows - 1) / kAttentionRows;
-    row_ = block_x() / row_tiles;
+    row_ = a.first_row + block_x() / row_tiles;
     q0_ = static_cast<int32_t>(block_x() % row_tiles) * kAttentionRows;
     k0_ = block_y() * a.keys_per_split;
     k1_ = min_i32(k0_ + a.keys_per_split, a.keys);

@@ -1,19 +1,21 @@
-// The CUDA backend: operations on host memory. Inputs are copied to the device, kernels run on one stream,
-// and results are copied back.
+// The CUDA backend. Tensors in the device's memory are used where they are; others are copied there and back
+// (work.cuh). One operation runs at a time.
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
 #include "cuda/attention_launch.cuh"
 #include "cuda/bias_kernel.cuh"
+#include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
 #include "cuda/device_program.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
-#include "cuda/runtime.cuh"
+#include "cuda/work.cuh"
 
 namespace attention_bias::cuda {
 
@@ -31,30 +33,93 @@ Grid grid_of(int64_t count, int64_t size) {
   return {static_cast<int>(blocks), 1, 1};
 }
 
+// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces.
+class HeadTensor {
+ public:
+  HeadTensor(Work* work, const float* tensor, int64_t heads, int64_t head_floats)
+      : work_(work), host_(tensor), head_floats_(head_floats) {
+    if (work->on_device(tensor)) {
+      device_ = work->input(tensor, heads * head_floats);
+    } else {
+      copy_ = work->allocate<float>(heads * head_floats);
+      device_ = copy_;
+    }
+  }
+  const float* data() const { return device_; }
+  int64_t missing_head_bytes() const { return copy_ ? head_floats_ * int64_t{sizeof(float)} : 0; }
+  void upload(int64_t first, int64_t end) {
+    if (!copy_) return;
+    work_->upload(copy_ + first * head_floats_, host_ + first * head_floats_,
+                  (end - first) * missing_head_bytes());
+  }
+
+ private:
+  Work* work_;
+  const float* host_;
+  int64_t head_floats_;
+  const float* device_;
+  float* copy_ = nullptr;
+};
+
 class CudaBackend : public Backend {
  public:
-  explicit CudaBackend(int device) : device_(device) {}
+  CudaBackend(int device, int64_t limit_bytes) : device_(device), limit_bytes_(limit_bytes) {}
+
+  void prepare() override {
+    if (runtime_) return;
+    const Status found = status();
+    const auto device = std::find_if(found.devices.begin(), found.devices.end(),
+                                     [&](const DeviceInfo& d) { return d.ordinal == device_; });
+    if (device == found.devices.end()) {
+      std::string known = "only";
+      for (const DeviceInfo& d : found.devices) {
+        known += (d.ordinal == found.devices.front().ordinal ? " cuda:" : ", cuda:") +
+                 std::to_string(d.ordinal) + " (" + d.name + ")";
+      }
+      throw Error(ErrorCode::kDevice, found.reason.empty() ? known + " can be used" : found.reason);
+    }
+    auto runtime = std::make_shared<Runtime>(device_, limit_bytes_);
+    runtime->use_on_this_thread();
+    runtime->require_kernel(merge_kernel);
+    BackendInfo info;
+    info.name = device->name;
+    info.compute_capability = std::to_string(device->major) + "." + std::to_string(device->minor);
+    info.multiprocessors = device->multiprocessors;
+    info.memory_bytes = device->memory_bytes;
+    staging_.emplace(runtime.get());
+    const std::lock_guard<std::mutex> lock(mutex_);
+    info_ = std::move(info);
+    runtime_ = std::move(runtime);
+  }
+
+  BackendInfo info() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return info_;
+  }
+  std::shared_ptr<MemorySource> memory() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return runtime_;
+  }
 
   void attention(const AttentionProblem& p, AbortFlag abort) override {
-    begin(abort);
+    Work work = begin(abort);
     const Extent& e = p.extent;
-    const int64_t rows = e.batch * e.heads;
-    const DeviceProgram program(&*runtime_, p.bias);
-    const DeviceMemory query = floats(p.query, rows * e.queries * p.head_dim);
-    const DeviceMemory key = floats(p.key, rows * e.keys * p.head_dim);
-    const DeviceMemory value = floats(p.value, rows * e.keys * p.value_dim);
-    const int64_t out_floats = rows * e.queries * p.value_dim;
-    const DeviceMemory out = floats(out_floats), lse = floats(rows * e.queries);
+    const int64_t heads = e.batch * e.heads;
+    const DeviceProgram program(&work, p.bias);
+    HeadTensor query(&work, p.query, heads, e.queries * p.head_dim);
+    HeadTensor key(&work, p.key, heads, e.keys * p.head_dim);
+    HeadTensor value(&work, p.value, heads, e.keys * p.value_dim);
+    const int64_t out_floats = heads * e.queries * p.value_dim;
 
     AttentionArguments a = {};
-    a.query = query.as<float>();
-    a.key = key.as<float>();
-    a.value = value.as<float>();
-    a.out = out.as<float>();
-    a.lse = lse.as<float>();
+    a.query = query.data();
+    a.key = key.data();
+    a.value = value.data();
+    a.out = work.output(p.out, out_floats);
+    a.lse = work.output(p.lse, heads * e.queries);
     a.terms = program.terms();
     a.term_count = program.count();
-    a.rows = rows;
+    a.rows = heads;
     a.heads = e.heads;
     a.queries = static_cast<int32_t>(e.queries);
     a.keys = static_cast<int32_t>(e.keys);
@@ -64,130 +129,179 @@ class CudaBackend : public Backend {
     a.scale = static_cast<float>(a.natural ? p.scale : p.scale * 1.4426950408889634);
     const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
     a.keys_per_split = cut.keys_per_split;
-    check_abort(abort);
-    runtime_->start_clock();
-    if (cut.splits == 1) {
-      launch(p, cut.grid, a);
-    } else {
-      const DeviceMemory partial = floats(cut.splits * out_floats);
-      const DeviceMemory states(&*runtime_,
-                                static_cast<size_t>(cut.splits * rows * e.queries) * sizeof(SoftmaxState));
-      AttentionArguments parts = a;
-      parts.out = partial.as<float>();
-      parts.states = states.as<SoftmaxState>();
-      launch(p, cut.grid, parts);
-      const MergeArguments merge = {parts.out,        parts.states, a.out,       a.lse,
-                                    rows * e.queries, cut.splits,   a.value_dim, a.natural};
-      runtime_->launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
+    AttentionArguments parts = a;
+    if (cut.splits > 1) {
+      parts.out = work.allocate<float>(cut.splits * out_floats);
+      parts.states = work.allocate<SoftmaxState>(cut.splits * heads * e.queries);
     }
-    runtime_->launch(repair_kernel, grid_of(rows * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
-    runtime_->stop_clock();
-    download(p.out, out, out_floats);
-    download(p.lse, lse, rows * e.queries);
-    end(abort);
+
+    // Inputs of the host's come in pieces of some heads, each computed while the next is copied.
+    constexpr int64_t kPieceBytes = 2 * Staging::kBytes;
+    const int64_t head_bytes =
+        query.missing_head_bytes() + key.missing_head_bytes() + value.missing_head_bytes();
+    const int64_t piece =
+        head_bytes == 0 ? heads : std::min(heads, std::max<int64_t>(1, kPieceBytes / head_bytes));
+    for (int64_t first = 0; first < heads; first += piece) {
+      const int64_t end = std::min(heads, first + piece);
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(first, end);
+      if (first == 0) {
+        work.start();
+      } else {
+        work.order_kernels();
+      }
+      work.check_abort();
+      parts.first_row = first;
+      Grid grid = cut.grid;
+      grid.x = static_cast<int>(grid.x / heads * (end - first));
+      launch(p, grid, parts);
+    }
+    if (cut.splits > 1) {
+      const MergeArguments merge = {parts.out,         parts.states, a.out,       a.lse,
+                                    heads * e.queries, cut.splits,   a.value_dim, a.natural};
+      work.launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
+    }
+    work.launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+    end(&work);
   }
 
   void bias(const BiasProblem& p, AbortFlag abort) override {
-    begin(abort);
+    Work work = begin(abort);
     const Extent& e = p.bias->extent();
     const Shape shape = bias_shape(*p.bias);
-    const DeviceProgram program(&*runtime_, p.bias);
+    const DeviceProgram program(&work, p.bias);
     BiasArguments a = {};
     a.rows = shape[0] * shape[1] * shape[2];
-    const DeviceMemory out = floats(a.rows * shape[3]);
-    a.out = out.as<float>();
+    a.out = work.output(static_cast<char*>(p.out),
+                        a.rows * shape[3] * static_cast<int64_t>(dtype_bytes(p.dtype)));
     a.terms = program.terms();
     a.term_count = program.count();
     a.out_heads = shape[1];
     a.queries = static_cast<int32_t>(e.queries);
     a.keys = static_cast<int32_t>(e.keys);
-    const int64_t runs = a.rows * ceil_div(e.keys, kBiasRun);
-    runtime_->start_clock();
-    runtime_->launch(bias_kernel, grid_of(runs, kBiasWarps), kBiasThreads, size_t{0}, a);
-    runtime_->stop_clock();
-    download(p.out, out, a.rows * shape[3]);
-    end(abort);
+    const Grid grid = grid_of(a.rows * ceil_div(e.keys, kBiasRun), kBiasWarps);
+    work.start();
+    if (p.dtype == DType::kBfloat16) {
+      work.launch(bias_kernel<uint16_t>, grid, kBiasThreads, size_t{0}, a);
+    } else {
+      work.launch(bias_kernel<float>, grid, kBiasThreads, size_t{0}, a);
+    }
+    end(&work);
   }
 
   void router(const RouterProblem& p, AbortFlag abort) override {
-    begin(abort);
-    const DeviceMemory features = floats(p.input, p.rows * p.features);
-    const DeviceMemory weight = floats(p.weight, p.outputs * p.features);
-    const DeviceMemory bias = floats(p.bias, p.outputs), out = floats(p.rows * p.outputs);
-    const RouterArguments a = {
-        features.as<float>(), weight.as<float>(), bias.as<float>(), out.as<float>(), p.rows,
-        p.features,           p.outputs};
-    runtime_->start_clock();
-    runtime_->launch(router_kernel, grid_of(p.rows * p.outputs, kRouterWarps), kRouterThreads, size_t{0}, a);
-    runtime_->stop_clock();
-    download(p.out, out, p.rows * p.outputs);
-    end(abort);
+    Work work = begin(abort);
+    RouterProblem a = p;
+    a.input = work.input(p.input, p.rows * p.features);
+    a.weight = work.input(p.weight, p.outputs * p.features);
+    a.bias = work.input(p.bias, p.outputs);
+    a.out = work.output(p.out, p.rows * p.outputs);
+    work.start();
+    work.launch(router_kernel, grid_of(p.rows * p.outputs, kRouterWarps), kRouterThreads, size_t{0}, a);
+    end(&work);
   }
 
   void project(const ProjectProblem& p, AbortFlag abort) override {
-    begin(abort);
+    Work work = begin(abort);
     const int64_t points = p.batch * p.queries;
-    const DeviceMemory reference_points = floats(p.reference_points, points * 3);
-    const DeviceMemory lidar2img = floats(p.lidar2img, p.batch * p.views * 16);
-    const DeviceMemory bev = floats(points * 2), camera = floats(points * 3);
-    runtime_->start_clock();
-    runtime_->launch(project_kernel, grid_of(points, kProjectThreads), kProjectThreads, size_t{0},
-                     project_geometry(p), points, p.queries, reference_points.as<float>(),
-                     lidar2img.as<float>(), bev.as<float>(), camera.as<float>());
-    runtime_->stop_clock();
-    download(p.bev_centers, bev, points * 2);
-    download(p.camera_centers, camera, points * 3);
-    end(abort);
+    const float* reference_points = work.input(p.reference_points, points * 3);
+    const float* lidar2img = work.input(p.lidar2img, p.batch * p.views * 16);
+    float* bev = work.output(p.bev_centers, points * 2);
+    float* camera = work.output(p.camera_centers, points * 3);
+    work.start();
+    work.launch(project_kernel, grid_of(points, kProjectThreads), kProjectThreads, size_t{0},
+                project_geometry(p), points, p.queries, reference_points, lidar2img, bev, camera);
+    end(&work);
   }
+
+  void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) override {
+    Work work = begin(abort);
+    const bool to_device = work.on_device(to), from_device = work.on_device(from);
+    if (to_device && !from_device) {
+      work.upload(to, from, bytes);
+    } else if (from_device && !to_device) {
+      work.download(to, from, bytes);
+    } else {
+      work.move(to, from, bytes);
+    }
+    work.start();
+    end(&work);
+  }
+
+  void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) override {
+    std::vector<RangeCheck> ranges;
+    for (const ValueCheck& check : checks) {
+      if (!check.view.on_device) {
+        require_values(check);
+        continue;
+      }
+      ranges.push_back(
+          {check.view.f32(), element_count(check.view.shape, check.view.name), check.low, check.high});
+    }
+    if (ranges.empty()) return;
+    const int64_t count = static_cast<int64_t>(ranges.size());
+    std::vector<int64_t> found(ranges.size() * kCheckBlocks);
+    {
+      Work work = begin(abort);
+      const RangeCheck* on_device = work.input(ranges.data(), count);
+      int64_t* out = work.output(found.data(), static_cast<int64_t>(found.size()));
+      work.start();
+      work.launch(check_kernel, Grid{kCheckBlocks, static_cast<int>(count), 1}, kCheckThreads,
+                  kCheckSharedBytes, on_device, out);
+      end(&work);
+    }
+    size_t i = 0;
+    for (const ValueCheck& check : checks) {
+      if (!check.view.on_device) continue;
+      const auto blocks = found.begin() + static_cast<int64_t>(i) * kCheckBlocks;
+      const int64_t first = *std::min_element(blocks, blocks + kCheckBlocks);
+      if (first < ranges[i].count) {
+        float value = 0;
+        copy(&value, ranges[i].data + first, sizeof value, abort);
+        throw value_error(check, first, value);
+      }
+      ++i;
+    }
+  }
+
+  std::string self_test() override { return compare_with_host(this); }
 
   double kernel_ms() const override { return kernel_ms_; }
 
  private:
-  static void check_abort(AbortFlag abort) {
-    if (abort && abort->load(std::memory_order_relaxed))
-      throw Error(ErrorCode::kAborted, "the operation was aborted");
+  Work begin(AbortFlag abort) {
+    prepare();
+    return Work(runtime_.get(), &*staging_, abort);
   }
-  void begin(AbortFlag abort) {
-    check_abort(abort);
-    if (!runtime_) runtime_.emplace(device_);
-    runtime_->use();
-  }
-  void end(AbortFlag abort) {
-    runtime_->synchronize();
-    kernel_ms_ = runtime_->clock_ms();
-    check_abort(abort);
-  }
-
-  DeviceMemory floats(int64_t count) {
-    return DeviceMemory(&*runtime_, static_cast<size_t>(count) * sizeof(float));
-  }
-  DeviceMemory floats(const float* host, int64_t count) {
-    return upload(&*runtime_, host, static_cast<size_t>(count) * sizeof(float));
-  }
-  void download(float* host, const DeviceMemory& memory, int64_t count) {
-    runtime_->copy_out(host, memory.as<float>(), static_cast<size_t>(count) * sizeof(float));
+  void end(Work* work) {
+    work->stop();
+    kernel_ms_ = work->finish();
   }
 
   void launch(const AttentionProblem& p, Grid grid, const AttentionArguments& a) {
     const int64_t dim = std::max(p.head_dim, p.value_dim);
     switch (p.precision) {
       case Precision::kF32:
-        return launch_attention_f32(&*runtime_, dim, grid, a);
+        return launch_attention_f32(runtime_.get(), dim, grid, a);
       case Precision::kTf32:
-        return launch_attention_tf32(&*runtime_, dim, grid, a);
+        return launch_attention_tf32(runtime_.get(), dim, grid, a);
       case Precision::kBf16:
-        return launch_attention_bf16(&*runtime_, dim, grid, a);
+        return launch_attention_bf16(runtime_.get(), dim, grid, a);
     }
   }
 
   int device_;
-  // Made by the first operation, on its thread: a context takes some 100 ms, and open() is on JavaScript's.
-  std::optional<Runtime> runtime_;
+  int64_t limit_bytes_;
+  mutable std::mutex mutex_;  // of what prepare() makes and other threads ask for
+  BackendInfo info_;
+  std::shared_ptr<Runtime> runtime_;
+  std::optional<Staging> staging_;  // before runtime_ goes
   std::atomic<double> kernel_ms_{0};
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(int device) { return std::make_unique<CudaBackend>(device); }
+std::unique_ptr<Backend> make_backend(int device, int64_t limit_bytes) {
+  return std::make_unique<CudaBackend>(device, limit_bytes);
+}
 
 }  // namespace attention_bias::cuda

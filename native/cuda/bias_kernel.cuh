@@ -1,7 +1,8 @@
 // Bias generation and mask fusion in one pass: a warp writes runs of 512 keys of one row, 16 bytes a lane and
-// store. A run in which every term is constant is one number; otherwise it is cut in four, and what is mixed
-// then is evaluated element by element, summed in float64 and rounded once. 4 bytes written an element and
-// next to nothing read, so the memory's write speed is the bound. Not yet measured on hardware.
+// store. A run in which every term is constant is one number; otherwise it is cut into what a store of the
+// warp covers, and what is mixed then is evaluated element by element, summed in float64, rounded once to
+// float32 and from there to bfloat16 where that is asked for. 4 or 2 bytes written an element and next to
+// nothing read, so the memory's write speed is the bound. Not yet measured on hardware.
 #pragma once
 
 #include "core/terms.h"
@@ -11,7 +12,7 @@
 namespace attention_bias::cuda {
 
 struct BiasArguments {
-  float* out;  // [batch, heads, Q, K]
+  void* out;  // [batch, heads, Q, K] of the kernel's element
   const Term* terms;
   int32_t term_count;
   int64_t rows;       // batch·heads·Q
@@ -21,8 +22,7 @@ struct BiasArguments {
 
 constexpr int kBiasThreads = 128;
 constexpr int kBiasWarps = kBiasThreads / kWarpLanes;
-constexpr int kBiasRun = 512;   // keys of a warp at a time
-constexpr int kBiasPart = 128;  // keys of one store of a warp
+constexpr int kBiasRun = 512;  // keys of a warp at a time
 
 AB_DEVICE double term_value(const Term& term, const Tile& tile, int32_t k) {
   return visit(term,
@@ -41,18 +41,35 @@ AB_DEVICE double constant_part(const Term* terms, const Tile& tile, uint64_t* mi
   return sum;
 }
 
-// Stores up to four neighbours from key k on, as one where they lie so.
-AB_DEVICE void store_keys(float* row, int32_t k, int32_t end, const float (&values)[4]) {
+AB_DEVICE void set_element(float* at, float bias) { *at = bias; }
+AB_DEVICE void set_element(uint16_t* at, float bias) { *at = bias_to_bf16(bias); }
+
+// Stores a lane's neighbours from key k on, as 16 bytes where they lie so.
+template <class Out, int kCount>
+AB_DEVICE void store_keys(Out* row, int32_t k, int32_t end, const double (&sums)[kCount]) {
+  static_assert(kCount * sizeof(Out) == 16, "a store of 16 bytes");
   if (k >= end) return;
-  float* at = row + k;
-  if (k + 4 <= end && (reinterpret_cast<uintptr_t>(at) & 15) == 0) {
-    store_16_streaming(at, {values[0], values[1], values[2], values[3]});
+  Out* at = row + k;
+  Out values[kCount];
+  AB_UNROLL
+  for (int i = 0; i < kCount; ++i) set_element(values + i, round_bias(sums[i]));
+  if (k + kCount <= end && (reinterpret_cast<uintptr_t>(at) & 15) == 0) {
+    Float4 packed;
+    __builtin_memcpy(&packed, values, sizeof packed);
+    store_16_streaming(reinterpret_cast<float*>(at), packed);
   } else {
-    for (int i = 0; i < 4 && k + i < end; ++i) at[i] = values[i];
+    AB_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (k + i < end) at[i] = values[i];
+    }
   }
 }
 
+// Out is float, or uint16_t for the bits of bfloat16.
+template <class Out>
 AB_KERNEL void AB_LAUNCH_BOUNDS(kBiasThreads, 4) bias_kernel(const BiasArguments a) {
+  constexpr int kCount = 16 / sizeof(Out);        // keys of a lane's store
+  constexpr int32_t kPart = kCount * kWarpLanes;  // keys of a warp's
   const int64_t runs = (static_cast<int64_t>(a.keys) + kBiasRun - 1) / kBiasRun;
   const int64_t index = static_cast<int64_t>(block_x()) * kBiasWarps + warp_index();
   const int64_t row = index / runs;
@@ -64,30 +81,30 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kBiasThreads, 4) bias_kernel(const BiasArguments
   tile.k0 = k0;
   tile.k1 = min_i32(k0 + kBiasRun, a.keys);
   const int32_t end = tile.k1;
-  float* out = a.out + row * a.keys;
+  Out* out = static_cast<Out*>(a.out) + row * a.keys;
   uint64_t mixed = a.term_count == 0 ? 0 : ~uint64_t{0} >> (64 - a.term_count);
   const double constant = constant_part(a.terms, tile, &mixed);
-  for (int32_t part = k0; part < end; part += kBiasPart) {
+  for (int32_t part = k0; part < end; part += kPart) {
     tile.k0 = part;
-    tile.k1 = min_i32(part + kBiasPart, end);
+    tile.k1 = min_i32(part + kPart, end);
     uint64_t open = mixed;
     double sum = constant;
     if (open != 0 && constant != hidden<double>()) sum += constant_part(a.terms, tile, &open);
-    const int32_t k = part + lane_index() * 4;
-    double sums[4] = {sum, sum, sum, sum};
+    const int32_t k = part + lane_index() * kCount;
+    double sums[kCount];
+    AB_UNROLL
+    for (int i = 0; i < kCount; ++i) sums[i] = sum;
     if (sum != hidden<double>()) {
       for (; open != 0; open &= open - 1) {
         visit(a.terms[lowest_bit(open)], [&](const auto& term) {
           AB_UNROLL
-          for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < kCount; ++i) {
             if (k + i < end) sums[i] += term.template value<double>(term.column(tile.b, tile.h, k + i), q);
           }
         });
       }
     }
-    const float values[4] = {round_bias(sums[0]), round_bias(sums[1]), round_bias(sums[2]),
-                             round_bias(sums[3])};
-    store_keys(out, k, tile.k1, values);
+    store_keys(out, k, tile.k1, sums);
   }
 }
 

@@ -29,11 +29,11 @@ struct Status {
 
 Status status();
 
-// The backend of a device by its number. ERR_DEVICE where there is none.
-std::unique_ptr<Backend> make_backend(int device);
+// The backend of a device by its number. Its prepare() throws ERR_DEVICE where it can't be used.
+// `limit_bytes` of the device's memory, used and cached together; 0: none.
+std::unique_ptr<Backend> make_backend(int device, int64_t limit_bytes = 0);
 
-// Runs the kernels of this binary on a device and compares with the host. Empty where they agree, else what
-// is wrong.
-std::string self_test(int device);
+// Runs a backend's kernels and compares with the host. Empty where they agree, else what is wrong.
+std::string compare_with_host(Backend* backend);
 
 }  // namespace attention_bias::cuda

@@ -13,7 +13,7 @@ Status status() {
   return s;
 }
 
-std::unique_ptr<Backend> make_backend(int) {
+std::unique_ptr<Backend> make_backend(int, int64_t) {
   throw Error(ErrorCode::kDevice, std::string("CUDA is not part of this binary: ") + AB_CUDA_ABSENT_REASON);
 }
 

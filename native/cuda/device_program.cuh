@@ -8,28 +8,29 @@
 #include <vector>
 
 #include "core/program.h"
-#include "cuda/runtime.cuh"
+#include "cuda/work.cuh"
 
 namespace attention_bias::cuda {
 
 class DeviceProgram {
  public:
   // `program` may be null: no terms.
-  DeviceProgram(Runtime* runtime, const Program* program) : runtime_(runtime) {
+  DeviceProgram(Work* work, const Program* program) : work_(work) {
     if (!program || program->terms().empty()) return;
-    std::map<const void*, size_t> sizes;  // of tensors that share their start, the longest
+    std::map<const void*, int64_t> sizes;  // of tensors that share their start, the longest
     for (const TensorView& tensor : program->tensors()) {
-      const size_t bytes =
-          static_cast<size_t>(element_count(tensor.shape, tensor.name)) * dtype_bytes(tensor.dtype);
-      size_t& size = sizes[tensor.data];
+      const int64_t bytes =
+          element_count(tensor.shape, tensor.name) * static_cast<int64_t>(dtype_bytes(tensor.dtype));
+      int64_t& size = sizes[tensor.data];
       size = bytes > size ? bytes : size;
     }
-    for (const auto& [host, bytes] : sizes) tensors_[host] = keep(host, bytes);
+    for (const auto& [tensor, bytes] : sizes) {
+      tensors_[tensor] = work_->input(static_cast<const char*>(tensor), bytes);
+    }
     std::vector<Term> terms = program->terms();
     for (Term& term : terms) visit(term, [&](auto& t) { move(t); });
     count_ = static_cast<int32_t>(terms.size());
-    terms_ = static_cast<const Term*>(keep(terms.data(), terms.size() * sizeof(Term)));
-    runtime->synchronize();  // the copies read from vectors of this scope
+    terms_ = work_->input(terms.data(), count_);
   }
 
   const Term* terms() const { return terms_; }
@@ -48,28 +49,16 @@ class DeviceProgram {
       pointer = static_cast<Pointer>(tensors_.at(pointer));
     };
     if constexpr (HasSegments<T>::value) {
-      using Segment = std::decay_t<decltype(*term.segments)>;
-      segments_.emplace_back(static_cast<size_t>(term.count) * sizeof(Segment));
-      Segment* segments = reinterpret_cast<Segment*>(segments_.back().data());
-      for (int32_t i = 0; i < term.count; ++i) {
-        segments[i] = term.segments[i];
-        segments[i].each_tensor(follow);
-      }
-      term.segments = static_cast<const Segment*>(keep(segments, segments_.back().size()));
+      std::vector<std::decay_t<decltype(*term.segments)>> segments(term.segments, term.segments + term.count);
+      for (auto& segment : segments) segment.each_tensor(follow);
+      term.segments = work_->input(segments.data(), term.count);
     } else {
       term.each_tensor(follow);
     }
   }
 
-  const void* keep(const void* host, size_t bytes) {
-    memory_.push_back(upload(runtime_, host, bytes));
-    return memory_.back().as<void>();
-  }
-
-  Runtime* runtime_;
-  std::map<const void*, const void*> tensors_;  // from host to device
-  std::deque<std::vector<char>> segments_;
-  std::deque<DeviceMemory> memory_;
+  Work* work_;
+  std::map<const void*, const void*> tensors_;  // the caller's, and those on the device
   const Term* terms_ = nullptr;
   int32_t count_ = 0;
 };

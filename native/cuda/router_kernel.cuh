@@ -4,17 +4,10 @@
 
 #include <cstdint>
 
+#include "core/operations.h"
 #include "cuda/device.cuh"
 
 namespace attention_bias::cuda {
-
-struct RouterArguments {
-  const float* features;  // [rows, E]
-  const float* weight;    // [M, E]
-  const float* bias;      // [M]
-  float* out;             // [rows, M]
-  int64_t rows, size, outputs;
-};
 
 constexpr int kRouterThreads = 128;
 constexpr int kRouterWarps = kRouterThreads / kWarpLanes;
@@ -28,17 +21,20 @@ AB_DEVICE double shuffle_xor_double(double value, int mask) {
   return value;
 }
 
-AB_KERNEL void AB_LAUNCH_BOUNDS(kRouterThreads, 1) router_kernel(const RouterArguments a) {
+// Of a problem whose tensors are the device's.
+AB_KERNEL void AB_LAUNCH_BOUNDS(kRouterThreads, 1) router_kernel(const RouterProblem p) {
   const int64_t index = static_cast<int64_t>(block_x()) * kRouterWarps + warp_index();
-  if (index >= a.rows * a.outputs) return;
-  const int64_t row = index / a.outputs, output = index % a.outputs;
+  if (index >= p.rows * p.outputs) return;
+  const int64_t row = index / p.outputs, output = index % p.outputs;
   double sum = 0;
-  for (int64_t i = lane_index(); i < a.size; i += kWarpLanes) {
-    sum += static_cast<double>(a.features[row * a.size + i]) * a.weight[output * a.size + i];
+  for (int64_t i = lane_index(); i < p.features; i += kWarpLanes) {
+    sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[output * p.features + i];
   }
   AB_UNROLL
   for (int mask = kWarpLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor_double(sum, mask);
-  if (lane_index() == 0) a.out[index] = static_cast<float>(1 / (1 + exp(-(sum + a.bias[output]))));
+  if (lane_index() == 0) {
+    p.out[p.out_index(row, output)] = static_cast<float>(1 / (1 + exp(-(sum + p.bias[output]))));
+  }
 }
 
 }  // namespace attention_bias::cuda

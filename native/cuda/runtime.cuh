@@ -1,13 +1,24 @@
-// One device as the host sees it: memory, copies, launches, on one stream. Under nvcc it is CUDA's runtime;
-// compiled as plain C++ the emulator stands in (test/native/emulated_runtime.h), so that what is written upon
-// it runs in tests with no GPU.
+// One device as the host sees it: memory, copies and launches on two streams. Under nvcc it is CUDA's
+// runtime; compiled as plain C++ the emulator stands in (test/native/emulated_runtime.h), so that what is
+// written upon it runs in tests with no GPU.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "core/errors.h"
+#include "cuda/memory_pool.h"
+
+namespace attention_bias::cuda {
+
+struct Grid {
+  int x = 1, y = 1, z = 1;
+};
+
+// Kernels run on one stream, copies from and to the host on the other, so that they go on side by side.
+enum class Stream { kCompute, kTransfer };
+
+}  // namespace attention_bias::cuda
 
 #if !defined(__CUDACC__)
 
@@ -17,9 +28,8 @@
 
 #include <cuda_runtime.h>
 
-#include <map>
+#include <cstring>
 #include <string>
-#include <vector>
 
 namespace attention_bias::cuda {
 
@@ -31,70 +41,89 @@ inline void check(cudaError_t error, const char* what) {
 }
 #define AB_CUDA(call) ::attention_bias::cuda::check((call), #call)
 
-struct Grid {
-  int x = 1, y = 1, z = 1;
-};
-
-class Runtime {
+class Runtime : public MemoryPool {
  public:
-  explicit Runtime(int device) : device_(device) {
-    use();
-    AB_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    AB_CUDA(cudaEventCreate(&start_));
-    AB_CUDA(cudaEventCreate(&stop_));
+  Runtime(int device, int64_t limit_bytes) : MemoryPool(limit_bytes), device_(device) {
+    const Current current(device_);
+    for (cudaStream_t& stream : streams_) {
+      AB_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    }
+    for (cudaEvent_t* event : {&start_, &stop_}) AB_CUDA(cudaEventCreate(event));
+    AB_CUDA(cudaEventCreateWithFlags(&order_, cudaEventDisableTiming));
     AB_CUDA(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
   }
-  ~Runtime() {
-    cudaSetDevice(device_);
-    cudaStreamSynchronize(stream_);
+  ~Runtime() override {
+    const Current current(device_);
+    settle();
     trim();
-    cudaEventDestroy(start_);
-    cudaEventDestroy(stop_);
-    cudaStreamDestroy(stream_);
+    for (cudaEvent_t event : {start_, stop_, order_}) {
+      if (event) cudaEventDestroy(event);
+    }
+    for (cudaStream_t stream : streams_) {
+      if (stream) cudaStreamDestroy(stream);
+    }
   }
-  Runtime(const Runtime&) = delete;
-  Runtime& operator=(const Runtime&) = delete;
 
   int multiprocessors() const { return multiprocessors_; }
 
-  // Before any other call on a thread.
-  void use() const { AB_CUDA(cudaSetDevice(device_)); }
+  // Before any other call on a thread that is the device's own.
+  void use_on_this_thread() const { AB_CUDA(cudaSetDevice(device_)); }
 
-  // Memory comes from blocks that were released before, where one of its size is there. ERR_MEMORY says how
-  // much was asked for and how much is free.
-  void* allocate(size_t bytes) {
-    const size_t rounded = round_up(bytes);
-    auto& list = released_[rounded];
-    if (!list.empty()) {
-      void* memory = list.back();
-      list.pop_back();
-      return memory;
+  // ERR_DEVICE where this binary has no code of a kernel for the device.
+  template <class Kernel>
+  void require_kernel(Kernel kernel) const {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error == cudaSuccess) return;
+    cudaGetLastError();
+    throw Error(ErrorCode::kDevice, std::string("this binary has kernels for ") + AB_CUDA_ARCHITECTURES +
+                                        ", none that the device takes (" + cudaGetErrorName(error) + ")");
+  }
+
+  // Any kind of memory to any other.
+  void copy(Stream stream, void* to, const void* from, size_t bytes) {
+    AB_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, of(stream)));
+  }
+  // What is queued on `then` from now on waits for what is queued on `first` by now.
+  void order(Stream first, Stream then) {
+    AB_CUDA(cudaEventRecord(order_, of(first)));
+    AB_CUDA(cudaStreamWaitEvent(of(then), order_, 0));
+  }
+  void synchronize() {
+    for (cudaStream_t stream : streams_) AB_CUDA(cudaStreamSynchronize(stream));
+  }
+  // The same, of whatever state the device is in.
+  void settle() noexcept {
+    for (cudaStream_t stream : streams_) {
+      if (stream && cudaStreamSynchronize(stream) != cudaSuccess) cudaGetLastError();
     }
-    void* memory = nullptr;
-    if (cudaMalloc(&memory, rounded) == cudaSuccess) return memory;
-    cudaGetLastError();
-    trim();
-    if (cudaMalloc(&memory, rounded) == cudaSuccess) return memory;
-    cudaGetLastError();
-    size_t free_bytes = 0, total = 0;
-    cudaMemGetInfo(&free_bytes, &total);
-    throw Error(ErrorCode::kMemory, "could not allocate " + std::to_string(bytes) +
-                                        " bytes on the device, of which " + std::to_string(free_bytes) +
-                                        " of " + std::to_string(total) + " are free");
   }
-  void release(void* memory, size_t bytes) { released_[round_up(bytes)].push_back(memory); }
 
-  void copy_in(void* device, const void* host, size_t bytes) {
-    AB_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
-  }
-  void copy_out(void* host, const void* device, size_t bytes) {
-    AB_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
-  }
-  void synchronize() { AB_CUDA(cudaStreamSynchronize(stream_)); }
+  // A point in a stream that the host can wait for.
+  class Mark {
+   public:
+    Mark() = default;
+    ~Mark() {
+      if (event_) cudaEventDestroy(event_);
+    }
+    Mark(const Mark&) = delete;
+    Mark& operator=(const Mark&) = delete;
+    void record(Runtime* runtime, Stream stream) {
+      if (!event_) AB_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+      AB_CUDA(cudaEventRecord(event_, runtime->of(stream)));
+    }
+    // At once where nothing was recorded.
+    void wait() {
+      if (event_) AB_CUDA(cudaEventSynchronize(event_));
+    }
+
+   private:
+    cudaEvent_t event_ = nullptr;
+  };
 
   // The time that the device took between the two calls, once synchronize() has returned.
-  void start_clock() { AB_CUDA(cudaEventRecord(start_, stream_)); }
-  void stop_clock() { AB_CUDA(cudaEventRecord(stop_, stream_)); }
+  void start_clock() { AB_CUDA(cudaEventRecord(start_, of(Stream::kCompute))); }
+  void stop_clock() { AB_CUDA(cudaEventRecord(stop_, of(Stream::kCompute))); }
   float clock_ms() const {
     float ms = 0;
     AB_CUDA(cudaEventElapsedTime(&ms, start_, stop_));
@@ -112,74 +141,72 @@ class Runtime {
     const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                       static_cast<unsigned>(grid.z));
     // clang-format off
-    kernel<<<blocks, threads, shared_bytes, stream_>>>(arguments...);
+    kernel<<<blocks, threads, shared_bytes, of(Stream::kCompute)>>>(arguments...);
     // clang-format on
     AB_CUDA(cudaGetLastError());
   }
 
- private:
-  // Powers of two to 1 MiB, then multiples of it.
-  static size_t round_up(size_t bytes) {
-    constexpr size_t kMebibyte = size_t{1} << 20;
-    if (bytes > kMebibyte) return (bytes + kMebibyte - 1) / kMebibyte * kMebibyte;
-    size_t rounded = 256;
-    while (rounded < bytes) rounded *= 2;
-    return rounded;
+ protected:
+  void* take(Place place, size_t bytes) override {
+    const Current current(device_);
+    void* memory = nullptr;
+    const cudaError_t error = place == Place::kDevice ? cudaMalloc(&memory, bytes)
+                                                      : cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
+    if (error == cudaSuccess) return memory;
+    cudaGetLastError();
+    if (error == cudaErrorMemoryAllocation) return nullptr;
+    check(error, "allocating memory");
+    return nullptr;
+  }
+  void give_back(Place place, void* memory) noexcept override {
+    if (place == Place::kPinned) {
+      cudaFreeHost(memory);
+    } else {
+      int before = 0;
+      const bool known = cudaGetDevice(&before) == cudaSuccess;
+      cudaSetDevice(device_);
+      cudaFree(memory);
+      if (known) cudaSetDevice(before);
+    }
+    cudaGetLastError();
+  }
+  void available(size_t* free, size_t* total) override {
+    const Current current(device_);
+    cudaMemGetInfo(free, total);
+  }
+  void fill_zero(Place place, void* memory, size_t bytes) override {
+    const Current current(device_);
+    if (place == Place::kPinned) {
+      std::memset(memory, 0, bytes);
+    } else {
+      AB_CUDA(cudaMemsetAsync(memory, 0, bytes, of(Stream::kCompute)));
+    }
   }
 
-  // Gives released memory back to the device.
-  void trim() {
-    for (auto& [bytes, list] : released_) {
-      for (void* memory : list) cudaFree(memory);
+ private:
+  // Makes the device the thread's current one for a scope: the thread may be JavaScript's, with others' work.
+  class Current {
+   public:
+    explicit Current(int device) {
+      AB_CUDA(cudaGetDevice(&before_));
+      AB_CUDA(cudaSetDevice(device));
     }
-    released_.clear();
-  }
+    ~Current() { cudaSetDevice(before_); }
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    int before_ = 0;
+  };
+
+  cudaStream_t of(Stream stream) const { return streams_[static_cast<int>(stream)]; }
 
   int device_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t start_ = nullptr, stop_ = nullptr;
+  cudaStream_t streams_[2] = {nullptr, nullptr};
+  cudaEvent_t start_ = nullptr, stop_ = nullptr, order_ = nullptr;
   int multiprocessors_ = 1;
-  std::map<size_t, std::vector<void*> > released_;
 };
 
 }  // namespace attention_bias::cuda
 
 #endif
-
-namespace attention_bias::cuda {
-
-// Memory of a device, given back at the end of its scope. Work that uses it is on the same stream as whoever
-// gets it next.
-class DeviceMemory {
- public:
-  DeviceMemory() = default;
-  DeviceMemory(Runtime* runtime, size_t bytes)
-      : runtime_(runtime), bytes_(bytes), memory_(runtime->allocate(bytes)) {}
-  DeviceMemory(DeviceMemory&& other) noexcept
-      : runtime_(other.runtime_), bytes_(other.bytes_), memory_(other.memory_) {
-    other.memory_ = nullptr;
-  }
-  DeviceMemory& operator=(DeviceMemory&&) = delete;
-  ~DeviceMemory() {
-    if (memory_) runtime_->release(memory_, bytes_);
-  }
-
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(memory_);
-  }
-
- private:
-  Runtime* runtime_ = nullptr;
-  size_t bytes_ = 0;
-  void* memory_ = nullptr;
-};
-
-// A copy of host memory.
-inline DeviceMemory upload(Runtime* runtime, const void* host, size_t bytes) {
-  DeviceMemory memory(runtime, bytes);
-  runtime->copy_in(memory.as<void>(), host, bytes);
-  return memory;
-}
-
-}  // namespace attention_bias::cuda

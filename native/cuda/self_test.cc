@@ -1,16 +1,29 @@
+#include <cmath>
 #include <cstring>
 
+#include "core/reference.h"
 #include "cuda/cuda.h"
 
 namespace attention_bias::cuda {
 
-std::string self_test(int device) {
+namespace {
+
+// Whole numbers that look random, in [0, 1).
+float fraction(int64_t i) { return static_cast<float>((i * 7919 + 1) % 10007) / 10007.0f; }
+
+std::vector<float> centred(int64_t count, int64_t seed) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) values[i] = 4 * fraction(i + seed) - 2;
+  return values;
+}
+
+std::string compare_project(Backend* backend) {
   // One camera at the origin that looks along +x, focal length 1,000 pixels, and points all round it.
   constexpr int64_t kPoints = 1000;
   const float lidar2img[16] = {800, -1000, 0, 0, 450, 0, -1000, 0, 1, 0, 0, 0, 0, 0, 0, 1};
   std::vector<float> points(kPoints * 3), bev(kPoints * 2), camera(kPoints * 3), host_bev(bev),
       host_camera(camera);
-  for (int64_t i = 0; i < kPoints * 3; ++i) points[i] = static_cast<float>((i * 7919 + 1) % 10007) / 10007.0f;
+  for (int64_t i = 0; i < kPoints * 3; ++i) points[i] = fraction(i);
   ProjectProblem p;
   p.batch = 1;
   p.queries = kPoints;
@@ -23,11 +36,7 @@ std::string self_test(int device) {
   p.bev_shape = {180, 180};
   p.bev_centers = bev.data();
   p.camera_centers = camera.data();
-  try {
-    make_backend(device)->project(p, nullptr);
-  } catch (const Error& error) {
-    return error.what();
-  }
+  backend->project(p, nullptr);
   const ProjectGeometry geometry = project_geometry(p);
   for (int64_t i = 0; i < kPoints; ++i) {
     project_point(geometry, &points[i * 3], lidar2img, &host_bev[i * 2], &host_camera[i * 3]);
@@ -35,6 +44,64 @@ std::string self_test(int device) {
   const bool same = std::memcmp(bev.data(), host_bev.data(), bev.size() * sizeof(float)) == 0 &&
                     std::memcmp(camera.data(), host_camera.data(), camera.size() * sizeof(float)) == 0;
   return same ? "" : "projected cells differ from the host's";
+}
+
+// Two heads under a modality, a causal and a padding term, against the float64 reference.
+std::string compare_attention(Backend* backend) {
+  constexpr int64_t kQueries = 70, kKeys = 300, kDim = 32;
+  std::vector<float> query = centred(2 * kQueries * kDim, 1), key = centred(2 * kKeys * kDim, 2),
+                     value = centred(2 * kKeys * kDim, 3), weights(kQueries), out(query.size()),
+                     lse(2 * kQueries);
+  for (int64_t i = 0; i < kQueries; ++i) weights[i] = fraction(i);
+  std::vector<uint8_t> ignore(kKeys);
+  for (int64_t i = 0; i < kKeys; ++i) ignore[i] = i % 7 == 0;
+  const auto view = [](void* data, DType dtype, Shape shape) {
+    return TensorView{data, dtype, std::move(shape), "self-test"};
+  };
+  AttentionProblem p = attention_problem(view(query.data(), DType::kFloat32, {1, 2, kQueries, kDim}),
+                                         view(key.data(), DType::kFloat32, {1, 2, kKeys, kDim}),
+                                         view(value.data(), DType::kFloat32, {1, 2, kKeys, kDim}), NAN);
+  Program bias(p.extent);
+  bias.add_modality(5, {{0, 200, view(weights.data(), DType::kFloat32, {1, kQueries})}}, "bias[0]");
+  bias.add_causal(Align::kBottomRight, "bias[1]");
+  bias.add_padding(view(ignore.data(), DType::kUint8, {1, kKeys}), "bias[2]");
+  p.bias = &bias;
+  p.out = out.data();
+  p.lse = lse.data();
+  std::vector<double> want(out.size()), want_lse(lse.size());
+  reference_attention(p, want.data(), want_lse.data());
+  constexpr struct {
+    Precision precision;
+    double tolerance;
+    const char* name;
+  } kPrecisions[] = {
+      {Precision::kF32, 2e-6, "f32"}, {Precision::kTf32, 1e-3, "tf32"}, {Precision::kBf16, 1e-2, "bf16"}};
+  for (const auto& [precision, tolerance, name] : kPrecisions) {
+    p.precision = precision;
+    backend->attention(p, nullptr);
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      difference += (out[i] - want[i]) * (out[i] - want[i]);
+      norm += want[i] * want[i];
+    }
+    const double error = std::sqrt(difference / norm);
+    if (!(error <= tolerance)) {
+      return std::string("attention in ") + name + " has an error of " + number(error) + ", more than " +
+             number(tolerance);
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string compare_with_host(Backend* backend) {
+  try {
+    const std::string project = compare_project(backend);
+    return project.empty() ? compare_attention(backend) : project;
+  } catch (const Error& error) {
+    return error.what();
+  }
 }
 
 }  // namespace attention_bias::cuda

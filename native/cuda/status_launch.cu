@@ -15,8 +15,16 @@ Status status() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
     cudaGetLastError();  // so that it does not surface in the next call
-    s.reason = s.driver == 0 ? "no NVIDIA driver is installed"
-                             : std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+    if (s.driver == 0) {
+      s.reason = "no NVIDIA driver is installed";
+    } else if (error == cudaErrorInsufficientDriver) {
+      s.reason = "the driver supports CUDA " + std::to_string(s.driver / 1000) + "." +
+                 std::to_string(s.driver % 1000 / 10) +
+                 " and this binary was built with " AB_CUDA_TOOLKIT
+                 ": update the driver, or build with an older toolkit";
+    } else {
+      s.reason = std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+    }
     return s;
   }
   for (int i = 0; i < count; ++i) {

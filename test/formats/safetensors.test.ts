@@ -144,7 +144,7 @@ describe('writeSafetensors and openSafetensors', () => {
     });
     await expect(opened.read('h')).rejects.toMatchObject({
       code: 'ERR_DTYPE',
-      message: expect.stringMatching(/F32, I32, U8 or BOOL for .* "h" but received F16$/) as string,
+      message: expect.stringMatching(/F32, I32, U8, BOOL or BF16 for .* "h" but received F16$/) as string,
     });
     await expect(opened.readFloat32('new')).rejects.toMatchObject({ code: 'ERR_DTYPE' });
     await expect(opened.read('w')).rejects.toMatchObject({ code: 'ERR_VALUE' });

@@ -10,7 +10,7 @@
 #include "check.h"
 #include "core/reference.h"
 #include "cpu/backend.h"
-#include "emulator.h"
+#include "cuda/runtime.cuh"
 
 namespace attention_bias::test {
 namespace {
@@ -23,6 +23,12 @@ constexpr struct {
     {Precision::kF32, "f32", 2e-6}, {Precision::kTf32, "tf32", 1e-3}, {Precision::kBf16, "bf16", 1e-2}};
 
 double greatest[3] = {0, 0, 0};
+
+// A device of its own, with an order of threads and streams of its own.
+std::unique_ptr<Backend> backend(uint64_t seed) {
+  cuda::emulated_seed = seed;
+  return cuda::make_backend(0);
+}
 
 float rounded(float value, Precision precision) {
   const uint32_t bits = precision == Precision::kTf32 ? cuda::to_tf32(value) : cuda::to_bf16(value) << 16;
@@ -63,7 +69,7 @@ void check_case(Case& c, bool f32_only = false) {
     for (int seed = 0; seed < 2; ++seed) {  // another order of threads, the same bits
       std::fill(c.out.begin(), c.out.end(), 123.0f);
       std::fill(c.lse.begin(), c.lse.end(), 123.0f);
-      cuda::make_backend(seed)->attention(c.problem, nullptr);
+      backend(seed)->attention(c.problem, nullptr);
       if (seed == 0) first[0] = c.out, first[1] = c.lse;
     }
     CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
@@ -98,8 +104,8 @@ void shapes() {
   context = "many keys, one query";
   check_case(*make_case({1, 1, 1, 9000}, 32, 32, r));
   context = "head dim 257";
-  CHECK_ERROR(cuda::make_backend(0)->attention(make_case({1, 1, 1, 1}, 257, 8, r)->problem, nullptr),
-              ErrorCode::kShape, "256");
+  CHECK_ERROR(backend(0)->attention(make_case({1, 1, 1, 1}, 257, 8, r)->problem, nullptr), ErrorCode::kShape,
+              "256");
 }
 
 void bias_rows(uint32_t seeds) {
@@ -115,7 +121,7 @@ void bias_rows(uint32_t seeds) {
     std::vector<float> want(static_cast<size_t>(element_count(bias_shape(bias), "bias"))),
         got(want.size(), 123.0f);
     cpu::Backend(1, "").bias({&bias, want.data()}, nullptr);
-    cuda::make_backend(static_cast<int>(seed))->bias({&bias, got.data()}, nullptr);
+    backend(seed)->bias({&bias, got.data()}, nullptr);
     for (size_t i = 0; i < want.size(); ++i) {
       if (std::fabs(got[i] - want[i]) <= 1e-7 * std::fabs(want[i]) || got[i] == want[i]) continue;
       report(false, __FILE__, __LINE__,
@@ -137,9 +143,9 @@ void router_and_project() {
   router.out = want.data();
   cpu::Backend(1, "").router(router, nullptr);
   router.out = got.data();
-  cuda::make_backend(3)->router(router, nullptr);
+  backend(3)->router(router, nullptr);
   for (size_t i = 0; i < want.size(); ++i) CHECK(std::fabs(got[i] - want[i]) < 1e-6);
-  CHECK_EQ(cuda::self_test(0), "");
+  CHECK_EQ(backend(0)->self_test(), "");
 }
 
 void aborts() {
@@ -147,7 +153,7 @@ void aborts() {
   Random r(3);
   auto c = make_case({1, 1, 9, 80}, 8, 8, r);
   const std::atomic<bool> abort{true};
-  CHECK_ERROR(cuda::make_backend(0)->attention(c->problem, &abort), ErrorCode::kAborted, "aborted");
+  CHECK_ERROR(backend(0)->attention(c->problem, &abort), ErrorCode::kAborted, "aborted");
 }
 
 }  // namespace

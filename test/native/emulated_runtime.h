@@ -1,36 +1,101 @@
-// The device that emulated kernels run on: memory is the host's, in blocks of exactly the size asked for and
-// apart from everything, so that AddressSanitizer sees a kernel or a copy that leaves it; new memory is 0xff.
+// The device that emulated kernels run on. Memory is the host's, in blocks of the driver's apart from each
+// other; new memory is 0xff, and AddressSanitizer sees a kernel or a copy that leaves what was asked for. The
+// two streams are queues that run only when the host waits for something, in a random order wherever nothing
+// orders them: a missing wait shows as a wrong result.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
 #include <new>
+#include <stdexcept>
+#include <utility>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "emulator.h"
 
 namespace attention_bias::cuda {
 
-using emulator::Grid;
+// Of devices made from now on: the order in which threads and streams run.
+inline uint64_t emulated_seed = 0;
 
-class Runtime {
+class Runtime : public MemoryPool {
+  struct Queue;
+  struct Item {
+    std::function<void()> run;  // or, empty, wait for what was queued elsewhere
+    const Queue* other;
+    uint64_t until;
+  };
+  struct Queue {
+    std::deque<Item> items;
+    uint64_t queued = 0, done = 0;
+  };
+
  public:
-  // `device` is the seed of the order in which threads run.
-  explicit Runtime(int device) : seed_(static_cast<uint64_t>(device)) {}
-  Runtime(const Runtime&) = delete;
-  Runtime& operator=(const Runtime&) = delete;
+  static constexpr size_t kDeviceBytes = size_t{1} << 30;
+
+  Runtime(int, int64_t limit_bytes) : MemoryPool(limit_bytes) {}
+  ~Runtime() override {
+    settle();
+    trim();
+  }
 
   int multiprocessors() const { return 3; }
-  void use() const {}
+  void use_on_this_thread() const {}
+  template <class Kernel>
+  void require_kernel(Kernel) const {}
 
-  void* allocate(size_t bytes) {
-    void* memory = ::operator new (bytes, std::align_val_t{256});
-    std::memset(memory, 0xff, bytes);
-    return memory;
+  void copy(Stream stream, void* to, const void* from, size_t bytes) {
+    push(stream, [=] { std::memcpy(to, from, bytes); });
   }
-  void release(void* memory, size_t) { ::operator delete (memory, std::align_val_t{256}); }
-  void copy_in(void* device, const void* host, size_t bytes) { std::memcpy(device, host, bytes); }
-  void copy_out(void* host, const void* device, size_t bytes) { std::memcpy(host, device, bytes); }
-  void synchronize() {}
+  void order(Stream first, Stream then) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    Queue& queue = of(then);
+    queue.items.push_back({{}, &of(first), of(first).queued});
+    ++queue.queued;
+  }
+  void synchronize() {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    for (Queue& queue : queues_) run_until(queue, queue.queued);
+  }
+  void settle() noexcept {
+    try {
+      synchronize();
+    } catch (...) {
+      const std::lock_guard<std::recursive_mutex> lock(mutex_);
+      for (Queue& queue : queues_) {
+        queue.items.clear();
+        queue.done = queue.queued;
+      }
+    }
+  }
+
+  class Mark {
+   public:
+    void record(Runtime* runtime, Stream stream) {
+      const std::lock_guard<std::recursive_mutex> lock(runtime->mutex_);
+      runtime_ = runtime;
+      queue_ = &runtime->of(stream);
+      until_ = queue_->queued;
+    }
+    void wait() {
+      if (!runtime_) return;
+      const std::lock_guard<std::recursive_mutex> lock(runtime_->mutex_);
+      runtime_->run_until(*queue_, until_);
+    }
+
+   private:
+    Runtime* runtime_ = nullptr;
+    Queue* queue_ = nullptr;
+    uint64_t until_ = 0;
+  };
+
   void start_clock() {}
   void stop_clock() {}
   float clock_ms() const { return 0; }
@@ -38,11 +103,91 @@ class Runtime {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes,
               const Arguments&... arguments) {
-    emulator::emulate(grid, threads, shared_bytes, seed_, [&] { kernel(arguments...); });
+    push(Stream::kCompute, [=, seed = seed_] {
+      emulator::emulate({grid.x, grid.y, grid.z}, threads, shared_bytes, seed, [&] { kernel(arguments...); });
+    });
+  }
+
+ protected:
+  void* take(Place place, size_t bytes) override {
+    if (place == Place::kDevice) {
+      if (taken_ + bytes > kDeviceBytes) return nullptr;
+      taken_ += bytes;
+    }
+    void* memory = ::operator new (bytes, std::align_val_t{256});
+    sizes_[memory] = bytes;
+    return memory;
+  }
+  void give_back(Place place, void* memory) noexcept override {
+    const size_t bytes = sizes_.at(memory);
+    sizes_.erase(memory);
+    if (place == Place::kDevice) taken_ -= bytes;
+    unpoison(memory, bytes);
+    ::operator delete (memory, std::align_val_t{256});
+  }
+  void available(size_t* free, size_t* total) override {
+    *free = kDeviceBytes - taken_;
+    *total = kDeviceBytes;
+  }
+  void fill_zero(Place place, void* memory, size_t bytes) override {
+    if (place == Place::kPinned) std::memset(memory, 0, bytes);
+    if (place == Place::kDevice) push(Stream::kCompute, [=] { std::memset(memory, 0, bytes); });
+  }
+  void mark_used(void* memory, size_t bytes, size_t held) override {
+    unpoison(memory, held);
+    std::memset(memory, 0xff, held);
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_POISON_MEMORY_REGION(static_cast<char*>(memory) + bytes, held - bytes);
+#endif
+    (void)bytes;
   }
 
  private:
-  uint64_t seed_;
+  static void unpoison(void* memory, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+#endif
+    (void)memory;
+    (void)bytes;
+  }
+
+  Queue& of(Stream stream) { return queues_[static_cast<int>(stream)]; }
+  void push(Stream stream, std::function<void()> run) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    of(stream).items.push_back({std::move(run), nullptr, 0});
+    ++of(stream).queued;
+  }
+
+  void run_until(const Queue& target, uint64_t until) {
+    while (target.done < until) {
+      const size_t first = next_random() % 2;
+      if (!run_head(queues_[first]) && !run_head(queues_[1 - first])) {
+        throw std::logic_error("streams that wait for each other");
+      }
+    }
+  }
+  // False where the head has to wait, or there is none.
+  static bool run_head(Queue& queue) {
+    if (queue.items.empty()) return false;
+    const Item& head = queue.items.front();
+    if (head.other && head.other->done < head.until) return false;
+    const std::function<void()> run = head.run;
+    queue.items.pop_front();
+    if (run) run();
+    ++queue.done;
+    return true;
+  }
+  uint64_t next_random() {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return random_ >> 33;
+  }
+
+  const uint64_t seed_ = emulated_seed;
+  uint64_t random_ = seed_;
+  std::recursive_mutex mutex_;
+  Queue queues_[2];
+  size_t taken_ = 0;
+  std::map<void*, size_t> sizes_;
 };
 
 }  // namespace attention_bias::cuda

@@ -1,4 +1,4 @@
-// What an emulated build offers of CUDA: one device that is none.
+// What an emulated build offers of CUDA: two devices that are none.
 #include "cuda/cuda.h"
 
 namespace attention_bias::cuda {
@@ -7,7 +7,9 @@ Status status() {
   Status s;
   s.built = true;
   s.toolkit = "emulated";
-  s.devices.push_back({0, "emulated on the CPU", 0, 0, 3, 0});
+  for (const int ordinal : {0, 1}) {
+    s.devices.push_back({ordinal, "emulated on the CPU", 0, 0, 3, int64_t{1} << 30});
+  }
   return s;
 }
 
