@@ -149,6 +149,7 @@ export async function keyMass(
         shift[head * count + q] = lse[at + q]! > -Infinity ? -lse[at + q]! : -Infinity;
     }
     const result = await device.attention({
+      memory: 'host',
       query: key,
       key: { data: part, shape: [1, HEADS, count, HEAD_DIM] },
       value: { data: new Float32Array(HEADS * count), shape: [1, HEADS, count, 1] },

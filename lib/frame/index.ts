@@ -200,12 +200,15 @@ export async function runFrame(
     window: options.window,
   };
   const bias = biasStack(stack);
+  // On a GPU the keys are copied once; they are the largest by far, and every attention below takes them.
+  using copied = device.info.backend === 'cuda' ? await device.toDevice(key, { signal }) : undefined;
+  const placed = copied ?? key;
   const { out, lse } = await stage('attention', () =>
-    device.attention({ query, key, value: key, bias, signal }),
+    device.attention({ query, key: placed, value: placed, bias, signal }),
   );
   const { modality, mass } = await stage('mass', async () => ({
-    modality: await modalityMass(device, { query, key, bias, signal }),
-    mass: await keyMass(device, { query: query.data, key, lse: lse.data, stack, signal }),
+    modality: await modalityMass(device, { query, key: placed, bias, signal }),
+    mass: await keyMass(device, { query: query.data, key: placed, lse: lse.data, stack, signal }),
   }));
 
   const pictures = await stage('pictures', async () => {

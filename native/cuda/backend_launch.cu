@@ -33,12 +33,16 @@ Grid grid_of(int64_t count, int64_t size) {
   return {static_cast<int>(blocks), 1, 1};
 }
 
-// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces.
+// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces. `twin`
+// may be the same tensor in another role, whose copy then serves both.
 class HeadTensor {
  public:
-  HeadTensor(Work* work, const float* tensor, int64_t heads, int64_t head_floats)
+  HeadTensor(Work* work, const float* tensor, int64_t heads, int64_t head_floats,
+             const HeadTensor* twin = nullptr)
       : work_(work), host_(tensor), head_floats_(head_floats) {
-    if (work->on_device(tensor)) {
+    if (twin && twin->host_ == tensor && twin->head_floats_ == head_floats) {
+      device_ = twin->device_;
+    } else if (work->on_device(tensor)) {
       device_ = work->input(tensor, heads * head_floats);
     } else {
       copy_ = work->allocate<float>(heads * head_floats);
@@ -107,8 +111,8 @@ class CudaBackend : public Backend {
     const int64_t heads = e.batch * e.heads;
     const DeviceProgram program(&work, p.bias);
     HeadTensor query(&work, p.query, heads, e.queries * p.head_dim);
-    HeadTensor key(&work, p.key, heads, e.keys * p.head_dim);
-    HeadTensor value(&work, p.value, heads, e.keys * p.value_dim);
+    HeadTensor key(&work, p.key, heads, e.keys * p.head_dim, &query);
+    HeadTensor value(&work, p.value, heads, e.keys * p.value_dim, &key);
     const int64_t out_floats = heads * e.queries * p.value_dim;
 
     AttentionArguments a = {};
