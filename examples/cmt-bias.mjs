@@ -13,7 +13,7 @@ const lidarKeys = bev[0] * bev[1];
 const cameraKeys = cameras[0] * cameras[1] * cameras[2];
 
 const device = await open();
-console.error(`on ${device.info.name}, ${device.info.isa}, ${device.info.threads} threads`);
+console.error(`on ${device.info.name}`);
 
 const random = (shape, scale = 1) => {
   const tensor = device.tensor(shape);
@@ -23,13 +23,9 @@ const random = (shape, scale = 1) => {
 
 // The adaptive query router: two weights a query, LiDAR and camera, in (0, 1). Fresh: bias 1.5.
 const router = { weight: random([2, 256], 0.2), bias: device.from(new Float32Array([1.5, 1.5])) };
-const weights = await device.router({ features: random([1, queries, 256]), ...router });
-const column = (i) =>
-  device.from(
-    Float32Array.from({ length: queries }, (_, q) => weights.data[2 * q + i]),
-    [1, queries],
-  );
-const [lidar, camera] = [column(0), column(1)];
+const features = random([1, queries, 256]);
+const weights = await device.router({ features, ...router, outputsFirst: true }); // [2, 1, queries]
+const [lidar, camera] = [weights.at(0), weights.at(1)];
 
 // Six pinhole cameras in a ring, 60° apart, on a car; x forward, y left, z up, in metres.
 const lidar2img = device.tensor([1, 6, 4, 4]);

@@ -7,6 +7,7 @@ const root = join(__dirname, '..');
 const says: Record<string, RegExp> = {
   'abort.mjs': /^ERR_ABORTED: TimeoutError\n$/,
   'cmt-bias.mjs': /^\{"shape":\[1,8,900,32\],"first":\[(-?[\d.e-]+,){3}-?[\d.e-]+\]\}\n$/,
+  'device-memory.mjs': /^(\{"frame":\d,"shape":\[1,8,100,32\],"finite":true\}\n){3}$/,
   'swin.mjs':
     /^\{"out":\[64,3,49,32\],"lse":\[64,3,49\]\}\nwindow 64: token 1 sees token 49 with a bias of -(99|100)\.\d\n$/,
 };
