@@ -83,7 +83,6 @@ class CudaBackend : public Backend {
       throw Error(ErrorCode::kDevice, found.reason.empty() ? known + " can be used" : found.reason);
     }
     auto runtime = std::make_shared<Runtime>(device_, limit_bytes_);
-    runtime->use_on_this_thread();
     runtime->require_kernel(merge_kernel);
     BackendInfo info;
     info.name = device->name;

@@ -29,7 +29,9 @@ enum class Stream { kCompute, kTransfer };
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <exception>
 #include <string>
+#include <thread>
 
 namespace attention_bias::cuda {
 
@@ -43,8 +45,9 @@ inline void check(cudaError_t error, const char* what) {
 
 class Runtime : public MemoryPool {
  public:
+  // On the thread that the operations will run on.
   Runtime(int device, int64_t limit_bytes) : MemoryPool(limit_bytes), device_(device) {
-    const Current current(device_);
+    AB_CUDA(cudaSetDevice(device));
     for (cudaStream_t& stream : streams_) {
       AB_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     }
@@ -53,7 +56,6 @@ class Runtime : public MemoryPool {
     AB_CUDA(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
   }
   ~Runtime() override {
-    const Current current(device_);
     settle();
     trim();
     for (cudaEvent_t event : {start_, stop_, order_}) {
@@ -65,9 +67,6 @@ class Runtime : public MemoryPool {
   }
 
   int multiprocessors() const { return multiprocessors_; }
-
-  // Before any other call on a thread that is the device's own.
-  void use_on_this_thread() const { AB_CUDA(cudaSetDevice(device_)); }
 
   // ERR_DEVICE where this binary has no code of a kernel for the device.
   template <class Kernel>
@@ -148,56 +147,56 @@ class Runtime : public MemoryPool {
 
  protected:
   void* take(Place place, size_t bytes) override {
-    const Current current(device_);
     void* memory = nullptr;
-    const cudaError_t error = place == Place::kDevice ? cudaMalloc(&memory, bytes)
-                                                      : cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
-    if (error == cudaSuccess) return memory;
-    cudaGetLastError();
+    cudaError_t error = cudaSuccess;
+    on_device([&] {
+      error = place == Place::kDevice ? cudaMalloc(&memory, bytes)
+                                      : cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
+      if (error != cudaSuccess) cudaGetLastError();
+    });
     if (error == cudaErrorMemoryAllocation) return nullptr;
     check(error, "allocating memory");
-    return nullptr;
+    return memory;
   }
   void give_back(Place place, void* memory) noexcept override {
-    if (place == Place::kPinned) {
-      cudaFreeHost(memory);
-    } else {
-      int before = 0;
-      const bool known = cudaGetDevice(&before) == cudaSuccess;
-      cudaSetDevice(device_);
-      cudaFree(memory);
-      if (known) cudaSetDevice(before);
+    try {
+      on_device([&] {
+        if (place == Place::kDevice ? cudaFree(memory) : cudaFreeHost(memory)) cudaGetLastError();
+      });
+    } catch (const std::exception&) {  // no thread to do it on: the process is out of everything
     }
-    cudaGetLastError();
   }
   void available(size_t* free, size_t* total) override {
-    const Current current(device_);
-    cudaMemGetInfo(free, total);
+    on_device([&] {
+      if (cudaMemGetInfo(free, total) != cudaSuccess) cudaGetLastError();
+    });
   }
   void fill_zero(Place place, void* memory, size_t bytes) override {
-    const Current current(device_);
     if (place == Place::kPinned) {
       std::memset(memory, 0, bytes);
-    } else {
-      AB_CUDA(cudaMemsetAsync(memory, 0, bytes, of(Stream::kCompute)));
+      return;
     }
+    cudaError_t error = cudaSuccess;
+    on_device([&] { error = cudaMemsetAsync(memory, 0, bytes, of(Stream::kCompute)); });
+    check(error, "filling with zeros");
   }
 
  private:
-  // Makes the device the thread's current one for a scope: the thread may be JavaScript's, with others' work.
-  class Current {
-   public:
-    explicit Current(int device) {
-      AB_CUDA(cudaGetDevice(&before_));
-      AB_CUDA(cudaSetDevice(device));
+  // Runs f, which does not throw, with the device as the thread's current one. On JavaScript's thread another
+  // may be: setting it, or setting it back, would change what other addons see there and make a context on a
+  // device that nobody asked for, so that f runs on a thread of its own.
+  template <class F>
+  void on_device(F f) const {
+    int current = -1;
+    if (cudaGetDevice(&current) == cudaSuccess && current == device_) {
+      f();
+    } else {
+      std::thread([&] {
+        if (cudaSetDevice(device_) != cudaSuccess) cudaGetLastError();
+        f();
+      }).join();
     }
-    ~Current() { cudaSetDevice(before_); }
-    Current(const Current&) = delete;
-    Current& operator=(const Current&) = delete;
-
-   private:
-    int before_ = 0;
-  };
+  }
 
   cudaStream_t of(Stream stream) const { return streams_[static_cast<int>(stream)]; }
 

@@ -111,7 +111,7 @@ void shapes() {
 void bias_rows(uint32_t seeds) {
   for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
-    const int64_t keys = r.chance(0.3) ? r.integer(600, 3000) : r.integer(1, 300);
+    const int64_t keys = r.chance(0.3) ? r.integer(600, 5000) : r.integer(1, 300);
     const int64_t queries = r.chance(0.5) && keys < 400 ? keys : r.integer(1, 30);
     Tensors tensors;
     Program bias({r.integer(1, 3), r.integer(1, 3), queries, keys});

@@ -47,7 +47,6 @@ class Runtime : public MemoryPool {
   }
 
   int multiprocessors() const { return 3; }
-  void use_on_this_thread() const {}
   template <class Kernel>
   void require_kernel(Kernel) const {}
 
