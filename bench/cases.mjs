@@ -55,7 +55,9 @@ export const withTensors = (bias, drawn) => replaceStrings(bias, (text) => drawn
 /** A float32 as the nearest bfloat16, ties to even; finite values only. */
 export function toBfloat16(values) {
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  return Uint16Array.from(bits, (word) => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16);
+  const rounded = new Uint16Array(bits.length);
+  for (let i = 0; i < bits.length; ++i) rounded[i] = (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  return rounded;
 }
 
 export function fromBfloat16(values) {
@@ -69,7 +71,8 @@ export function fromBfloat16(values) {
  * slice at a random offset, a multiple of 16 bytes.
  */
 export function makePool(largest) {
-  const values = Float32Array.from({ length: largest + 2 ** 20 }, normal);
+  const values = new Float32Array(largest + 2 ** 20);
+  for (let i = 0; i < values.length; ++i) values[i] = normal();
   const rounded = toBfloat16(values);
   return (shape, dtype = 'float32') => {
     const length = sizeOf(shape);

@@ -217,7 +217,7 @@ def event_ms(prepare, run, draw, runs, warmups):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         flush.zero_()
-        torch.cuda._sleep(2_000_000)  # about a millisecond: until the host has queued what follows
+        torch.cuda._sleep(4_000_000)  # about two milliseconds: until the host has queued what follows
         start.record()
         run()
         stop.record()
