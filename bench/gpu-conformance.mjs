@@ -7,9 +7,9 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { openDevice } from './open.mjs';
 
 const require = createRequire(import.meta.url);
+const { open } = require('../dist/index.js');
 const { runJob } = require('../dist/job.js');
 const { compareOutputs, operations, TOLERANCES } = require('../dist/conformance.js');
 const { openSafetensors } = require('../dist/formats/index.js');
@@ -48,7 +48,7 @@ async function problemsOf({ name, op }, device, precision) {
 
 let [passed, failed] = [0, 0];
 for (const precision of options.precisions.split(',')) {
-  const device = await openDevice('cuda', precision);
+  const device = await open({ device: 'cuda', precision });
   for (const item of cases) {
     const problems = await problemsOf(item, device, precision);
     if (problems.length === 0) ++passed;

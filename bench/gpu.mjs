@@ -14,9 +14,10 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { drawTensors, fromBfloat16, loadCases, makePool, sizeOf, withTensors } from './cases.mjs';
-import { kindOf, openDevice } from './open.mjs';
+import { kindOf } from './kind.mjs';
 
 const require = createRequire(import.meta.url);
+const { open } = require('../dist/index.js');
 const { compareBias, compareNorm } = require('../dist/compare.js');
 const { TOLERANCES } = require('../dist/conformance.js');
 const { writeSafetensors } = require('../dist/formats/index.js');
@@ -49,7 +50,7 @@ const largest = Math.max(
 const draw = makePool(largest);
 const deadline = performance.now() + 1000 * Number(options.seconds);
 
-const cpu = await openDevice('cpu', 'f32');
+const cpu = await open({ device: 'cpu' });
 let device;
 
 function print(figure) {
@@ -310,7 +311,7 @@ const late = () => performance.now() > deadline;
 const notBegun = 'not begun: the time was up';
 const precisions = options.device === 'cpu' ? ['f32'] : options.precisions.split(',');
 for (const [index, precision] of precisions.entries()) {
-  device = await openDevice(options.device, precision);
+  device = await open({ device: options.device, precision });
   if (options.dump) {
     await dump(options.dump);
     device.close();
