@@ -75,6 +75,9 @@ class Program {
   // The tensors that the terms point to, each as often as it is used.
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
+  // How many keys a row sees at most, and which: by the terms' fields, without a look at any tensor.
+  KeyBound key_bound() const;
+
   // Σ rank of the lowRank terms.
   int64_t low_rank_dims() const { return low_rank_dims_; }
 
