@@ -10,6 +10,7 @@
 #include "cuda/bias_kernel.cuh"
 #include "cuda/cuda.h"
 #include "cuda/device_program.cuh"
+#include "cuda/gather_launch.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
@@ -65,8 +66,11 @@ class CudaBackend : public Backend {
     const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
     a.keys_per_split = cut.keys_per_split;
     check_abort(abort);
+    const bool gather = gathers(p);
     runtime_->start_clock();
-    if (cut.splits == 1) {
+    if (gather) {
+      launch_gather(&*runtime_, p, a);
+    } else if (cut.splits == 1) {
       launch(p, cut.grid, a);
     } else {
       const DeviceMemory partial = floats(cut.splits * out_floats);
@@ -80,7 +84,8 @@ class CudaBackend : public Backend {
                                     rows * e.queries, cut.splits,   a.value_dim, a.natural};
       runtime_->launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
     }
-    runtime_->launch(repair_kernel, grid_of(rows * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+    if (!gather)
+      runtime_->launch(repair_kernel, grid_of(rows * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
     runtime_->stop_clock();
     download(p.out, out, out_floats);
     download(p.lse, lse, rows * e.queries);

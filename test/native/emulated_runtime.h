@@ -12,6 +12,9 @@ namespace attention_bias::cuda {
 
 using emulator::Grid;
 
+// What all launches of this thread did, so that a test can assert which kernels an operation took.
+inline thread_local emulator::Emulation launched;
+
 class Runtime {
  public:
   // `device` is the seed of the order in which threads run.
@@ -38,7 +41,13 @@ class Runtime {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes,
               const Arguments&... arguments) {
-    emulator::emulate(grid, threads, shared_bytes, seed_, [&] { kernel(arguments...); });
+    const emulator::Emulation did =
+        emulator::emulate(grid, threads, shared_bytes, seed_, [&] { kernel(arguments...); });
+    launched.blocks += did.blocks;
+    launched.block_barriers += did.block_barriers;
+    launched.warp_collectives += did.warp_collectives;
+    launched.mma += did.mma;
+    launched.async_copies += did.async_copies;
   }
 
  private:
