@@ -8,6 +8,7 @@ set -euo pipefail
 awk '
   /Compiling entry function/ { name = $0; sub(/.*entry function ./, "", name); sub(/. for .*/, "", name); arch = $NF; ++kernels }
   /Compiling entry function.*attention_kernel/ { ++attention }
+  /Compiling entry function.*gather_kernel/ { ++gather }
   /bytes spill stores/ {
     match($0, /[0-9]+ bytes spill stores/); spilled = substr($0, RSTART) + 0
     allowed = name ~ /attention_kernelILi(192|256)E/ ? 64 : 0
@@ -15,6 +16,6 @@ awk '
   }
   /Used [0-9]+ registers/ { match($0, /Used [0-9]+/); used = substr($0, RSTART + 5, RLENGTH - 5) + 0; if (used > most) most = used }
   END {
-    printf "%d kernels, %d of them attention; at most %d registers; %d spill too much\n", kernels, attention, most, bad
-    exit bad > 0 || attention == 0
+    printf "%d kernels, %d of them attention and %d gather; at most %d registers; %d spill too much\n", kernels, attention, gather, most, bad
+    exit bad > 0 || attention == 0 || gather == 0
   }' "$1"

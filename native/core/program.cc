@@ -98,6 +98,30 @@ const Term* Program::term_data() const { return terms_.data(); }
 
 int Program::term_count() const { return static_cast<int>(terms_.size()); }
 
+KeyBound Program::key_bound() const {
+  KeyBound bound = {extent_.keys, kWholeRow, -1, 0};
+  for (size_t i = 0; i < terms_.size(); ++i) {
+    if (terms_[i].type == TermType::kSlidingWindow) {
+      bound.band = intersection(bound.band, terms_[i].sliding_window);
+    } else {
+      bound.rest |= uint64_t{1} << i;
+    }
+  }
+  bound.most_keys = bound.band.most_visible(extent_.keys);
+  for (size_t i = 0; i < terms_.size(); ++i) {
+    visit(terms_[i], [&](const auto& term) {
+      if constexpr (std::decay_t<decltype(term)>::kBoundsKeys) {
+        const int64_t most = term.most_visible(extent_.keys);
+        if (most >= bound.most_keys) return;  // a sliding window is no narrower than the band
+        bound.most_keys = most;
+        bound.term = static_cast<int32_t>(i);
+      }
+    });
+  }
+  if (bound.term >= 0) bound.rest &= ~(uint64_t{1} << bound.term);
+  return bound;
+}
+
 void Program::append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head) {
   if (terms_.size() == kMaxTerms) {
     throw expected(ErrorCode::kTerm, "at most " + std::to_string(kMaxTerms) + " terms", "bias",

@@ -79,6 +79,9 @@ class Program {
   // What is to be checked of values that the host can't read. Those that it can are checked already.
   const std::vector<ValueCheck>& device_checks() const { return device_checks_; }
 
+  // How many keys a row sees at most, and which: by the terms' fields, without a look at any tensor.
+  KeyBound key_bound() const;
+
   // Σ rank of the lowRank terms.
   int64_t low_rank_dims() const { return low_rank_dims_; }
 

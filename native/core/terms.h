@@ -6,9 +6,13 @@
 //   value<Real>(column, q)  the term's value for one query of that column; −∞ hides the pair
 //   tile_class(tile)        a closed-form bound on a tile, so that kernels skip what need not be evaluated
 //
-// and three facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
+// and four facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
 // queries but those near the key, of which near(tile, q, f) tells, so that kernels evaluate only those;
-// kKeysTogether, whether the values of one query lie side by side in memory, so that kernels go along keys.
+// kKeysTogether, whether the values of one query lie side by side in memory, so that kernels go along keys;
+// kBoundsKeys, whether the term only hides, and how many keys a query sees is bounded by its fields, whatever
+// its tensors hold: most_visible(keys) is that bound for a row of `keys` keys, and visible_runs(tile, q, f)
+// calls f(begin, end) for the runs of exactly those keys of the tile that query q sees, each key once, so
+// that kernels visit no other and need not evaluate the term.
 //
 // and, for backends that keep the terms in memory of their own, either each_tensor(f), which calls f with
 // each pointer to a tensor's memory, or an array `segments` of `count` structs that have it.
@@ -22,6 +26,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/annotations.h"
 
@@ -77,7 +82,7 @@ struct DenseTerm {
   const float* bias;
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(bias);
@@ -130,7 +135,7 @@ struct MaskTerm {
   const uint8_t* visible;
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = true, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(visible);
@@ -154,7 +159,7 @@ struct PaddingTerm {
   const uint8_t* ignore;
   int64_t keys;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(ignore);
@@ -177,7 +182,7 @@ struct BlockDiagonalTerm {
   const int32_t* key_ids;
   int64_t queries, keys;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(query_ids), f(key_ids);
@@ -231,7 +236,7 @@ constexpr int64_t kUnlimited = int64_t{1} << 40;
 struct SlidingWindowTerm {
   int64_t left, right, offset;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = true;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -247,7 +252,26 @@ struct SlidingWindowTerm {
     const QueryRange first = column(t.b, t.h, t.k0), last = column(t.b, t.h, t.k1 - 1);
     return range_tile_class({last.begin, first.end}, {first.begin, last.end}, t);
   }
+  AB_HD int64_t most_visible(int64_t keys) const {
+    const int64_t width = left + right + 1;
+    return width < 0 ? 0 : width < keys ? width : keys;
+  }
+  template <class F>
+  AB_HD void visible_runs(const Tile& t, int32_t q, F&& f) const {
+    const int64_t first = q + offset - left, end = q + offset + right + 1;
+    const int64_t k0 = first > t.k0 ? first : t.k0, k1 = end < t.k1 ? end : t.k1;
+    if (k0 < k1) f(static_cast<int32_t>(k0), static_cast<int32_t>(k1));
+  }
 };
+
+constexpr SlidingWindowTerm kWholeRow = {kUnlimited, kUnlimited, 0};
+
+// Visible where both are.
+AB_HD SlidingWindowTerm intersection(const SlidingWindowTerm& a, const SlidingWindowTerm& b) {
+  const int64_t left_a = a.left - a.offset, left_b = b.left - b.offset;
+  const int64_t right_a = a.right + a.offset, right_b = b.right + b.offset;
+  return {left_a < left_b ? left_a : left_b, right_a < right_b ? right_a : right_b, 0};
+}
 
 // DN-DETR: the first `denoising` = groups·group_size tokens are denoising groups, the rest are matching
 // tokens. A group's keys are visible to that group; matching keys to matching queries, and to groups if
@@ -256,7 +280,7 @@ struct DenoisingTerm {
   int64_t group_size, denoising, queries;
   bool groups_see_matching;
 
-  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -305,7 +329,7 @@ struct ModalityTerm {
   float twice_strength;
   int64_t queries;
 
-  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
 
   using Column = const float*;  // the segment's weights of batch row b, or null
   AB_HD Column column(int64_t b, int64_t, int32_t k) const {
@@ -425,7 +449,7 @@ struct SpatialTerm {
   float strength;
   int64_t queries;
 
-  static constexpr bool kHides = false, kLocal = true;
+  static constexpr bool kHides = false, kLocal = true, kBoundsKeys = false;
 
   struct Column {
     Cell cell;
@@ -487,13 +511,14 @@ struct WindowSegment {
   }
 };
 
-// In a segment, visible where the view is the query's and |y − ⌊cy⌋| ≤ half and |x − ⌊cx⌋| ≤ half.
+// In a segment, visible where the view is the query's and |y − ⌊cy⌋| ≤ half and |x − ⌊cx⌋| ≤ half. Segments
+// are sorted and don't overlap.
 struct WindowTerm {
   const WindowSegment* segments;
   int32_t count;
   int64_t queries;
 
-  static constexpr bool kHides = true, kLocal = true;
+  static constexpr bool kHides = true, kLocal = true, kBoundsKeys = true;
 
   struct Column {
     Cell cell;
@@ -547,6 +572,26 @@ struct WindowTerm {
       near(t, q, [&](int32_t, int32_t) AB_INLINE_LAMBDA { touched = true; });
     return touched ? TileClass::kMixed : TileClass::kHidden;
   }
+  AB_HD int64_t most_visible(int64_t keys) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const CellGrid& grid = segments[i].grid;
+      const int32_t size = 2 * segments[i].half + 1;
+      keys -= grid.end - grid.start;
+      keys += static_cast<int64_t>(min_i32(size, grid.height)) * min_i32(size, grid.width);
+    }
+    return keys;
+  }
+  template <class F>
+  AB_HD void visible_runs(const Tile& t, int32_t q, F&& f) const {
+    near(t, q, f);
+    // What lies between the segments, which are sorted.
+    int32_t begin = t.k0;
+    for (int32_t i = 0; i <= count; ++i) {
+      const int32_t end = i < count ? min_i32(segments[i].grid.start, t.k1) : t.k1;
+      if (begin < end) f(begin, end);
+      if (i < count) begin = max_i32(begin, segments[i].grid.end);
+    }
+  }
 };
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -561,7 +606,7 @@ struct ShiftedWindowTerm {
   int32_t wrapped_y, wrapped_x;
   float masked;
 
-  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -597,7 +642,7 @@ struct RelativePositionTerm {
   int64_t heads;
   bool cls_token;
 
-  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(table);
@@ -638,7 +683,7 @@ struct LowRankTerm {
   int32_t rank;
   float scale;
 
-  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(query_factors), f(key_factors);
@@ -669,7 +714,7 @@ struct AlibiTerm {
   const float* slopes;
   int64_t offset;
 
-  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false;
+  static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
   template <class F>
   void each_tensor(F&& f) {
     f(slopes);
@@ -748,6 +793,9 @@ AB_HD int lowest_bit(uint64_t bits) {
 #endif
 }
 
+// The bits of `count` terms.
+AB_HD uint64_t all_terms(int count) { return count == 0 ? 0 : ~uint64_t{0} >> (64 - count); }
+
 // What a list of terms makes of one tile, for a kernel to act on. Bit i speaks of term i.
 struct TilePlan {
   bool hidden;            // skip the tile
@@ -778,6 +826,27 @@ AB_HD TilePlan plan_tile(const Term* terms, uint64_t candidates, const Tile& til
     }
   }
   return plan;
+}
+
+// The keys that a row of a program can see at most: those of one term that bounds them, cut to the band of
+// all sliding windows.
+struct KeyBound {
+  int64_t most_keys;       // of any row
+  SlidingWindowTerm band;  // what all sliding windows leave visible
+  int32_t term;            // another that bounds a row's keys, or −1
+  uint64_t rest;           // the terms that `band` and `term` leave to be evaluated; bit i speaks of term i
+};
+
+// Calls f(begin, end) for the runs of the tile's keys that `bound` leaves visible to query q, each key once.
+template <class F>
+AB_HD void visible_runs(const KeyBound& bound, const Term* terms, const Tile& tile, int32_t q, F&& f) {
+  bound.band.visible_runs(tile, q, [&](int32_t k0, int32_t k1) AB_INLINE_LAMBDA {
+    if (bound.term < 0) return f(k0, k1);
+    const Tile cut = {tile.b, tile.h, tile.q0, tile.q1, k0, k1};
+    visit(terms[bound.term], [&](const auto& term) AB_INLINE_LAMBDA {
+      if constexpr (std::decay_t<decltype(term)>::kBoundsKeys) term.visible_runs(cut, q, f);
+    });
+  });
 }
 
 }  // namespace attention_bias

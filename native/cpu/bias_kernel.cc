@@ -94,7 +94,7 @@ void bias_rows(const BiasProblem& p, int64_t row0, int64_t row1) {
   const Program& bias = *p.bias;
   const Extent& e = bias.extent();
   const int64_t heads = bias.depends_on_head() ? e.heads : 1;
-  const uint64_t all = bias.term_count() == 0 ? 0 : ~uint64_t{0} >> (64 - bias.term_count());
+  const uint64_t all = all_terms(bias.term_count());
   for (int64_t row = row0; row < row1; ++row) {
     const int64_t bh = row / e.queries;
     const int32_t q = static_cast<int32_t>(row - bh * e.queries);

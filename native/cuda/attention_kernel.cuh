@@ -158,7 +158,7 @@ class KeyTiles {
  public:
   AB_DEVICE KeyTiles(const AttentionArguments& a, const Tile& rows, int32_t row0, uint32_t* shared)
       : a_(a), shared_(shared), tile_(rows), row0_(row0), next_(rows.k0), block_end_(rows.k0), end_(rows.k1) {
-    all_ = a.term_count == 0 ? 0 : ~uint64_t{0} >> (64 - a.term_count);
+    all_ = all_terms(a.term_count);
   }
 
   AB_DEVICE KeyTile next() {

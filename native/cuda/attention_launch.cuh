@@ -12,6 +12,20 @@ namespace attention_bias::cuda {
 
 constexpr int64_t kMaxAttentionDim = 256;
 
+// The arguments but for what lies in the device's memory.
+inline AttentionArguments sizes_of(const AttentionProblem& p) {
+  AttentionArguments a = {};
+  a.rows = p.extent.batch * p.extent.heads;
+  a.heads = p.extent.heads;
+  a.queries = static_cast<int32_t>(p.extent.queries);
+  a.keys = static_cast<int32_t>(p.extent.keys);
+  a.head_dim = static_cast<int32_t>(p.head_dim);
+  a.value_dim = static_cast<int32_t>(p.value_dim);
+  a.natural = p.precision == Precision::kF32;
+  a.scale = static_cast<float>(a.natural ? p.scale : p.scale * 1.4426950408889634);
+  return a;
+}
+
 // How an attention is cut: blocks of 64 queries, and runs of keys. By the shape and the device only, so that
 // the same call gives the same bits.
 struct AttentionCut {

@@ -12,6 +12,7 @@
 #include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
 #include "cuda/device_program.cuh"
+#include "cuda/gather_launch.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
@@ -114,7 +115,7 @@ class CudaBackend : public Backend {
     HeadTensor value(&work, p.value, heads, e.keys * p.value_dim, &key);
     const int64_t out_floats = heads * e.queries * p.value_dim;
 
-    AttentionArguments a = {};
+    AttentionArguments a = sizes_of(p);
     a.query = query.data();
     a.key = key.data();
     a.value = value.data();
@@ -122,14 +123,12 @@ class CudaBackend : public Backend {
     a.lse = work.output(p.lse, heads * e.queries);
     a.terms = program.terms();
     a.term_count = program.count();
-    a.rows = heads;
-    a.heads = e.heads;
-    a.queries = static_cast<int32_t>(e.queries);
-    a.keys = static_cast<int32_t>(e.keys);
-    a.head_dim = static_cast<int32_t>(p.head_dim);
-    a.value_dim = static_cast<int32_t>(p.value_dim);
-    a.natural = p.precision == Precision::kF32;
-    a.scale = static_cast<float>(a.natural ? p.scale : p.scale * 1.4426950408889634);
+    if (gathers(p)) {
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
+      work.start();
+      launch_gather(runtime_.get(), p, a);
+      return end(&work);
+    }
     const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
     a.keys_per_split = cut.keys_per_split;
     AttentionArguments parts = a;

@@ -87,7 +87,7 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kBiasThreads, 4) bias_kernel(const BiasArguments
   tile.k1 = min_i32(k0 + kBiasRun, a.keys);
   const int32_t end = tile.k1;
   Out* out = static_cast<Out*>(a.out) + row * a.keys;
-  uint64_t mixed = a.term_count == 0 ? 0 : ~uint64_t{0} >> (64 - a.term_count);
+  uint64_t mixed = all_terms(a.term_count);
   const double constant = constant_part(a.terms, tile, &mixed);
   for (int32_t part = k0; part < end; part += kPart) {
     tile.k0 = part;

@@ -9,7 +9,7 @@
 // NaN a block only reads its row's result. Slow where it works, and it hardly ever does.
 #pragma once
 
-#include "cuda/attention_kernel.cuh"
+#include "cuda/attention_row.cuh"
 
 namespace attention_bias::cuda {
 
@@ -29,31 +29,8 @@ constexpr int kMergeRows = kMergeThreads / kWarpLanes;
 AB_KERNEL void AB_LAUNCH_BOUNDS(kMergeThreads, 1) merge_kernel(const MergeArguments a) {
   const int64_t row = static_cast<int64_t>(block_x()) * kMergeRows + warp_index();
   if (row >= a.rows) return;
-  SoftmaxState joined = {0.0f, 0.0f, false};
-  bool any = false;
-  for (int i = 0; i < a.splits; ++i) {
-    const SoftmaxState part = a.states[i * a.rows + row];
-    joined.seen |= part.seen;
-    if (!weighs(part)) continue;
-    joined.base = any && !(part.base > joined.base) ? joined.base : part.base;
-    any = true;
-  }
-  for (int i = 0; i < a.splits; ++i) {
-    const SoftmaxState part = a.states[i * a.rows + row];
-    if (weighs(part)) joined.sum += part.sum * exponential(part.base - joined.base, a.natural);
-  }
-  const float scale = output_scale(joined);
-  for (int d = lane_index(); d < a.value_dim; d += kWarpLanes) {
-    float sum = 0.0f;
-    for (int i = 0; i < a.splits; ++i) {
-      const SoftmaxState part = a.states[i * a.rows + row];
-      if (!part.seen) continue;
-      const float factor = weighs(part) ? exponential(part.base - joined.base, a.natural) : 0.0f;
-      sum += a.partial[(i * a.rows + row) * a.value_dim + d] * factor;
-    }
-    a.out[row * a.value_dim + d] = sum * scale;
-  }
-  if (lane_index() == 0) a.lse[row] = log_sum_exp_of_unit(joined, a.natural);
+  merge_row(a.states + row, a.rows, a.partial + row * a.value_dim, a.rows * a.value_dim, a.splits,
+            a.value_dim, a.natural, a.out + row * a.value_dim, a.lse + row);
 }
 
 constexpr int kRepairThreads = 128;
@@ -73,16 +50,6 @@ AB_DEVICE float join_block(float value, float* shared, Join join) {
   return value;
 }
 
-AB_DEVICE float bias_of(const AttentionArguments& a, int64_t b, int64_t h, int32_t q, int32_t k) {
-  float sum = 0.0f;
-  for (int i = 0; i < a.term_count; ++i) {
-    sum = add_bias(sum, visit(a.terms[i], [&](const auto& term) {
-                     return term.template value<float>(term.column(b, h, k), q);
-                   }));
-  }
-  return sum;
-}
-
 // Of arguments whose out and lse are those of the result.
 AB_KERNEL void AB_LAUNCH_BOUNDS(kRepairThreads, 1) repair_kernel(const AttentionArguments a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
@@ -96,12 +63,13 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kRepairThreads, 1) repair_kernel(const Attention
   if (!any_in_block(bad)) return;
 
   const int64_t b = bh / a.heads, h = bh % a.heads;
+  const uint64_t all = all_terms(a.term_count);
   const float* query = a.query + row * a.head_dim;
   const float* key = a.key + bh * a.keys * a.head_dim;
   const float* value = a.value + bh * a.keys * a.value_dim;
   // In the unit of scores; −∞ where the pair is hidden, of which `hidden` tells.
   const auto score = [&](int32_t k, bool* hidden) {
-    const float bias = bias_of(a, b, h, q, k);
+    const float bias = bias_of(a.terms, all, b, h, q, k);
     *hidden = bias == negative_infinity();
     float dot = 0.0f;
     for (int d = 0; d < a.head_dim; ++d) dot += query[d] * a.scale * key[k * int64_t{a.head_dim} + d];

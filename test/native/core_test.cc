@@ -1,5 +1,7 @@
-// Terms keep the promise of their tile class; programs refuse what CONTRACT section 2 refuses.
+// Terms keep the promise of their tile class and of their bound on a row's keys; programs refuse what
+// CONTRACT section 2 refuses.
 #include <cmath>
+#include <vector>
 
 #include "check.h"
 #include "core/program.h"
@@ -72,6 +74,83 @@ void sharp_classes() {
   CHECK(class_of(2, {0, 0, 0, 100, 0, 100}) == TileClass::kZero);
   CHECK(class_of(2, {0, 0, 0, 100, 400, 1000}) == TileClass::kZero);
   CHECK(class_of(2, {0, 0, 400, 1000, 0, 400}) == TileClass::kHidden);
+}
+
+// The bound of a row's keys holds for every row, and its runs are exactly the keys that its terms leave
+// visible.
+void key_bounds() {
+  int64_t narrow = 0, rows = 0;
+  for (uint32_t seed = 0; seed < 1500; ++seed) {
+    Random r(seed);
+    Tensors tensors;
+    const int64_t keys = r.integer(1, 150);
+    Program program({r.integer(1, 3), 1, r.chance(0.6) ? keys : r.integer(1, 40), keys});
+    if (r.chance(0.7)) add_random_windows(&program, r, tensors);
+    if (r.chance(0.5)) add_narrow_window(&program, r);
+    add_random_terms(&program, r.integer(0, 3), r, tensors);
+    context = "key bound, seed " + std::to_string(seed);
+    const Extent& e = program.extent();
+    const KeyBound bound = program.key_bound();
+    CHECK(bound.most_keys >= 0 && bound.most_keys <= keys);
+    for (int i = 0; i < 20; ++i) {
+      Tile tile = {r.integer(0, e.batch - 1), 0, static_cast<int32_t>(r.integer(0, e.queries - 1)), 0, 0, 0};
+      const int32_t q = tile.q0;
+      tile.q1 = q + 1;
+      tile.k1 = static_cast<int32_t>(keys);
+      if (r.chance(0.3)) {
+        tile.k0 = static_cast<int32_t>(r.integer(0, keys - 1));
+        tile.k1 = static_cast<int32_t>(r.integer(tile.k0 + 1, keys));
+      }
+      std::vector<int> visits(static_cast<size_t>(keys));
+      int64_t visited = 0;
+      visible_runs(bound, program.term_data(), tile, q, [&](int32_t begin, int32_t end) {
+        CHECK(tile.k0 <= begin && begin < end && end <= tile.k1);
+        for (int32_t k = begin; k < end; ++k) ++visits[k], ++visited;
+      });
+      CHECK(visited <= bound.most_keys);
+      for (int32_t k = tile.k0; k < tile.k1; ++k) {
+        bool bounded = true;  // by the terms that are not left to be evaluated
+        for (size_t t = 0; t < program.terms().size(); ++t) {
+          if (bound.rest >> t & 1) continue;
+          bounded &= visit(program.terms()[t], [&](const auto& term) {
+            return term.template value<float>(term.column(tile.b, tile.h, k), q) == 0.0f;
+          });
+        }
+        CHECK_EQ(visits[k], bounded ? 1 : 0);
+      }
+      narrow += bound.most_keys < keys;
+      ++rows;
+    }
+  }
+  context = "key bound: many rows are bounded, and many are not";
+  CHECK(narrow > rows / 4 && narrow < rows);
+
+  context = "key bound";
+  Tensors t;
+  const auto most = [](const Program& program) { return program.key_bound().most_keys; };
+  Program banded({1, 1, 1000, 1000});
+  CHECK_EQ(most(banded), 1000);
+  banded.add_sliding_window(10, -1, Align::kTopLeft, "bias[0]");
+  CHECK_EQ(most(banded), 1000);
+  banded.add_causal(Align::kTopLeft, "bias[1]");
+  CHECK_EQ(most(banded), 11);
+  CHECK_EQ(banded.key_bound().rest, uint64_t{0});
+  banded.add_sliding_window(0, 0, Align::kTopLeft, "bias[2]");
+  CHECK_EQ(most(banded), 1);
+
+  // MoME's local attention, and 100 keys outside its grids.
+  const int64_t keys = 180 * 180 + 6 * 40 * 100;
+  for (const int64_t outside : {0, 100}) {
+    const auto zero = [] { return 0.0f; };
+    Program local({1, 8, 900, keys + outside});
+    local.add_modality(5, {{0, 32400, t.f32({1, 900}, "weights", zero)}}, "bias[0]");
+    local.add_window({{{0, {180, 180}, t.f32({1, 900, 2}, "bev", zero)}, 5},
+                      {{32400, {6, 40, 100}, t.f32({1, 900, 3}, "camera", zero)}, 15}},
+                     "bias[1]");
+    CHECK_EQ(most(local), 250 + outside);
+    CHECK_EQ(local.key_bound().term, 1);
+    CHECK_EQ(local.key_bound().rest, uint64_t{1});
+  }
 }
 
 void refusals() {
@@ -151,6 +230,7 @@ void refusals() {
 int main() {
   attention_bias::test::tile_classes();
   attention_bias::test::sharp_classes();
+  attention_bias::test::key_bounds();
   attention_bias::test::refusals();
   return attention_bias::test::finish("core");
 }

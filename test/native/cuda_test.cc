@@ -5,11 +5,14 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "attention_case.h"
 #include "check.h"
 #include "core/reference.h"
 #include "cpu/backend.h"
+#include "cuda/attention_launch.cuh"
+#include "cuda/gather_launch.cuh"
 #include "cuda/runtime.cuh"
 
 namespace attention_bias::test {
@@ -23,6 +26,7 @@ constexpr struct {
     {Precision::kF32, "f32", 2e-6}, {Precision::kTf32, "tf32", 1e-3}, {Precision::kBf16, "bf16", 1e-2}};
 
 double greatest[3] = {0, 0, 0};
+double greatest_gathered = 0;
 
 // A device of its own, with an order of threads and streams of its own.
 std::unique_ptr<Backend> backend(uint64_t seed) {
@@ -57,29 +61,55 @@ double error_of_rounding(const Case& c, Precision precision, const std::vector<d
   return error(std::vector<float>(low.begin(), low.end()), out, false);
 }
 
+// How an attention is run, with a seed for the order of threads.
+using Attend = void (*)(const AttentionProblem& problem, int seed);
+
+void by_backend(const AttentionProblem& p, int seed) {
+  backend(static_cast<uint64_t>(seed))->attention(p, nullptr);
+}
+
+// By the gather kernel, whether or not it pays. An emulated device reads the host's memory.
+void by_gathering(const AttentionProblem& p, int seed) {
+  cuda::AttentionArguments a = cuda::sizes_of(p);
+  a.query = p.query;
+  a.key = p.key;
+  a.value = p.value;
+  a.out = p.out;
+  a.lse = p.lse;
+  a.terms = p.bias->term_data();
+  a.term_count = p.bias->term_count();
+  cuda::emulated_seed = static_cast<uint64_t>(seed);
+  cuda::Runtime runtime(0, 0);
+  cuda::launch_gather(&runtime, p, a);
+  runtime.synchronize();
+}
+
 // `f32_only`: the inputs are such that nothing less can be held against the reference.
-void check_case(Case& c, bool f32_only = false) {
+void check_case(Case& c, bool f32_only = false, Attend attend = by_backend) {
   std::vector<double> out(c.out.size()), lse(c.lse.size());
   reference_attention(c.problem, out.data(), lse.data());
   const std::string name = context;
-  for (int i = 0; i < (f32_only ? 1 : 3); ++i) {
+  // Gathering is float32 whatever the precision; two precisions have its two units of scores.
+  const bool gathered = attend == by_gathering;
+  for (int i = 0; i < (f32_only ? 1 : gathered ? 2 : 3); ++i) {
     c.problem.precision = kPrecisions[i].precision;
     context = name + ", " + kPrecisions[i].name;
     std::vector<float> first[2];
     for (int seed = 0; seed < 2; ++seed) {  // another order of threads, the same bits
       std::fill(c.out.begin(), c.out.end(), 123.0f);
       std::fill(c.lse.begin(), c.lse.end(), 123.0f);
-      backend(seed)->attention(c.problem, nullptr);
+      attend(c.problem, seed);
       if (seed == 0) first[0] = c.out, first[1] = c.lse;
     }
     CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
     CHECK(std::memcmp(first[1].data(), c.lse.data(), c.lse.size() * 4) == 0);
     const double out_error = error(c.out, out, false), lse_error = error(c.lse, lse, true);
-    greatest[i] = std::fmax(greatest[i], std::fmax(out_error, lse_error));
-    const double low = error_of_rounding(c, c.problem.precision, out);
-    report(out_error <= std::fmax(kPrecisions[i].tolerance, 2 * low), __FILE__, __LINE__,
-           "out error " + show(out_error));
-    report(lse_error <= kPrecisions[i].tolerance, __FILE__, __LINE__, "lse error " + show(lse_error));
+    double& most = gathered ? greatest_gathered : greatest[i];
+    most = std::fmax(most, std::fmax(out_error, lse_error));
+    const double tolerance = kPrecisions[gathered ? 0 : i].tolerance;
+    const double low = gathered ? 0 : error_of_rounding(c, c.problem.precision, out);
+    report(out_error <= std::fmax(tolerance, 2 * low), __FILE__, __LINE__, "out error " + show(out_error));
+    report(lse_error <= tolerance, __FILE__, __LINE__, "lse error " + show(lse_error));
     for (size_t row = 0; row < lse.size(); ++row) {
       if (lse[row] != -kInf) continue;
       const int64_t dv = c.problem.value_dim;
@@ -106,6 +136,102 @@ void shapes() {
   context = "head dim 257";
   CHECK_ERROR(backend(0)->attention(make_case({1, 1, 1, 1}, 257, 8, r)->problem, nullptr), ErrorCode::kShape,
               "256");
+}
+
+// Windows and narrow sliding windows under random stacks; some keys and values are NaN, and mostly hidden.
+void gathered_windows(uint32_t seeds) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed);
+    const int64_t keys = r.chance(0.1) ? r.integer(1000, 2600) : r.integer(1, 300);
+    const int64_t queries = r.chance(0.3) && keys < 300 ? keys : r.integer(1, 60);
+    const int64_t d = r.integer(1, 40), dv = r.chance(0.5) ? d : r.integer(1, 40);
+    auto c = make_case({r.integer(1, 2), r.integer(1, 3), queries, keys}, d, dv, r, r.chance(0.2) ? 4 : 1);
+    const bool windows = r.chance(0.8);
+    if (windows) add_random_windows(c->bias.get(), r, c->tensors);
+    if (!windows || r.chance(0.3)) add_narrow_window(c->bias.get(), r);
+    context = "gathered, seed " + std::to_string(seed) + ", kinds" +
+              add_random_terms(c->bias.get(), r.integer(0, 3), r, c->tensors);
+    if (r.chance(0.3)) {
+      const int64_t k = r.integer(0, keys - 1);
+      const_cast<float*>(c->problem.key)[k * d] = kNan;
+      const_cast<float*>(c->problem.value)[k * dv] = kNan;
+    }
+    check_case(*c, false, by_gathering);
+  }
+}
+
+void gathered_shapes() {
+  Random r(17);
+  for (const auto& [d, dv] : {std::pair{1, 1},
+                              {4, 4},
+                              {32, 32},
+                              {33, 33},
+                              {64, 64},
+                              {100, 100},
+                              {128, 128},
+                              {129, 129},
+                              {8, 200},
+                              {256, 256}}) {
+    context = "gathered, head dim " + std::to_string(d) + ", value dim " + std::to_string(dv);
+    auto c = make_case({1, 2, 20, 131}, d, dv, r);
+    c->bias->add_sliding_window(30, 20, Align::kTopLeft, "bias[0]");
+    check_case(*c, false, by_gathering);
+  }
+  // By eight warps a row, then by one.
+  for (const auto& [extent, right] : {std::pair{Extent{1, 1, 1, 5000}, 4095}, {{1, 4, 30, 500}, 400}}) {
+    context = "gathered, keys a row " + std::to_string(right + 1);
+    auto c = make_case(extent, 32, 32, r);
+    c->bias->add_sliding_window(0, right, Align::kTopLeft, "bias[0]");
+    check_case(*c, false, by_gathering);
+  }
+  context = "gathered, a row that sees nothing";
+  auto c = make_case({1, 1, 9, 40}, 8, 8, r);
+  c->bias->add_sliding_window(0, 2, Align::kTopLeft, "bias[0]");
+  c->bias->add_sliding_window(2, 0, Align::kBottomRight, "bias[1]");
+  CHECK_EQ(c->bias->key_bound().most_keys, 0);
+  check_case(*c, false, by_gathering);
+  CHECK_EQ(c->lse[0], -kInf);
+}
+
+// The choice between the kernels, and that the backend goes by it.
+void choice() {
+  context = "choice";
+  Random r(23);
+  const auto zero = [] { return 0.0f; };
+  struct Local {
+    int64_t bev_size, camera_size;
+    bool in_f32, in_bf16;
+  };
+  // CMT's shape with MoME's windows, with wider ones, and with windows as wide as the grids.
+  for (const Local& local : {Local{5, 15, true, true}, {21, 31, true, false}, {201, 201, false, false}}) {
+    Tensors t;
+    Program bias({1, 8, 900, 56400});
+    bias.add_window({{{0, {180, 180}, t.f32({1, 900, 2}, "bev", zero)}, local.bev_size},
+                     {{32400, {6, 40, 100}, t.f32({1, 900, 3}, "camera", zero)}, local.camera_size}},
+                    "bias[0]");
+    AttentionProblem p;
+    p.extent = bias.extent();
+    p.head_dim = p.value_dim = 32;
+    CHECK(!cuda::gathers(p));  // no bias
+    p.bias = &bias;
+    CHECK_EQ(cuda::gathers(p), local.in_f32);
+    p.precision = Precision::kBf16;
+    CHECK_EQ(cuda::gathers(p), local.in_bf16);
+    p.head_dim = 257;
+    CHECK(!cuda::gathers(p));
+  }
+  for (const bool narrow : {true, false}) {
+    context = narrow ? "choice: gathered" : "choice: tiled";
+    auto c = make_case({1, 2, 20, 2000}, 16, 16, r);
+    const auto center = [&] { return r.uniform(0, 20); };
+    c->bias->add_window({{{0, {20, 50}, c->tensors.f32({1, 20, 2}, "bev", center)}, narrow ? 3 : 39},
+                         {{1000, {1, 20, 50}, c->tensors.f32({1, 20, 3}, "camera", zero)}, 1}},
+                        "bias[0]");
+    cuda::launched = {};
+    check_case(*c);
+    CHECK(cuda::launched.blocks > 0);
+    CHECK_EQ(cuda::launched.mma == 0, narrow);  // tiles are of tensor cores
+  }
 }
 
 void bias_rows(uint32_t seeds) {
@@ -164,10 +290,15 @@ int main() {
   random_stacks(150);
   shapes();
   special_cases([](Case& c) { check_case(c, true); });
+  for (uint32_t seed = 0; seed < 60; ++seed) check_case(*random_case(seed), false, by_gathering);
+  gathered_windows(150);
+  gathered_shapes();
+  special_cases([](Case& c) { check_case(c, false, by_gathering); });
+  choice();
   bias_rows(150);
   router_and_project();
   aborts();
-  printf("greatest relative errors: f32 %.3g, tf32 %.3g, bf16 %.3g (emulated)\n", greatest[0], greatest[1],
-         greatest[2]);
+  printf("greatest relative errors: f32 %.3g, tf32 %.3g, bf16 %.3g, gathered %.3g (emulated)\n", greatest[0],
+         greatest[1], greatest[2], greatest_gathered);
   return finish("cuda, emulated");
 }

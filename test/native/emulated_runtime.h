@@ -25,6 +25,9 @@ namespace attention_bias::cuda {
 // Of devices made from now on: the order in which threads and streams run.
 inline uint64_t emulated_seed = 0;
 
+// What all launches that ran on this thread did, so that a test can assert which kernels an operation took.
+inline thread_local emulator::Emulation launched;
+
 class Runtime : public MemoryPool {
   struct Queue;
   struct Item {
@@ -103,7 +106,13 @@ class Runtime : public MemoryPool {
   void launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes,
               const Arguments&... arguments) {
     push(Stream::kCompute, [=, seed = seed_] {
-      emulator::emulate({grid.x, grid.y, grid.z}, threads, shared_bytes, seed, [&] { kernel(arguments...); });
+      const emulator::Emulation did = emulator::emulate({grid.x, grid.y, grid.z}, threads, shared_bytes, seed,
+                                                        [&] { kernel(arguments...); });
+      launched.blocks += did.blocks;
+      launched.block_barriers += did.block_barriers;
+      launched.warp_collectives += did.warp_collectives;
+      launched.mma += did.mma;
+      launched.async_copies += did.async_copies;
     });
   }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/program.h"
@@ -187,6 +188,27 @@ inline bool add_random_term(Program* program, int kind, Random& r, Tensors& t) {
       return true;
   }
   return false;
+}
+
+// Adds a window term of one to three segments, with keys outside them at random.
+inline void add_random_windows(Program* program, Random& r, Tensors& t) {
+  const Extent e = program->extent();
+  std::vector<WindowSegmentSpec> segments;
+  int64_t start = r.chance(0.5) ? 0 : r.integer(0, e.keys - 1);
+  for (int64_t left = r.integer(1, 3); left > 0 && start < e.keys; --left) {
+    const int64_t length = left == 1 ? e.keys - start : r.integer(1, e.keys - start);
+    segments.push_back({random_grid(start, length, e, r, t), 2 * r.integer(0, 4) + 1});
+    start += length;
+  }
+  if (r.chance(0.3)) std::swap(segments.front(), segments.back());
+  program->add_window(segments, "bias[" + std::to_string(program->terms().size()) + "]");
+}
+
+// Adds a sliding window of few keys, or none.
+inline void add_narrow_window(Program* program, Random& r) {
+  const std::string path = "bias[" + std::to_string(program->terms().size()) + "]";
+  const Align align = r.chance(0.5) ? Align::kTopLeft : Align::kBottomRight;
+  program->add_sliding_window(r.integer(-1, 20), r.integer(-1, 20), align, path);
 }
 
 // Adds up to `count` terms of random kinds, those that fit the program's shape; returns the kinds, for

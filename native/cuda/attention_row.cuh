@@ -1,0 +1,51 @@
+// One row of attention: the bias of a pair, and parts of keys joined.
+#pragma once
+
+#include "cuda/attention_kernel.cuh"
+
+namespace attention_bias::cuda {
+
+// The sum of the terms whose bits are in `which`.
+AB_DEVICE float bias_of(const Term* terms, uint64_t which, int64_t b, int64_t h, int32_t q, int32_t k) {
+  float sum = 0.0f;
+  for (; which != 0; which &= which - 1) {
+    sum = add_bias(sum, visit(terms[lowest_bit(which)], [&](const auto& term) {
+                     return term.template value<float>(term.column(b, h, k), q);
+                   }));
+  }
+  return sum;
+}
+
+// Joins `splits` parts of a row into its result, a warp: states[i·state_stride] and
+// partial[i·partial_stride].
+AB_DEVICE void merge_row(const SoftmaxState* states, int64_t state_stride, const float* partial,
+                         int64_t partial_stride, int splits, int value_dim, bool natural, float* out,
+                         float* lse) {
+  SoftmaxState joined = {0.0f, 0.0f, false};
+  bool any = false;
+  for (int i = 0; i < splits; ++i) {
+    const SoftmaxState part = states[i * state_stride];
+    joined.seen |= part.seen;
+    if (!weighs(part)) continue;
+    joined.base = any && !(part.base > joined.base) ? joined.base : part.base;
+    any = true;
+  }
+  for (int i = 0; i < splits; ++i) {
+    const SoftmaxState part = states[i * state_stride];
+    if (weighs(part)) joined.sum += part.sum * exponential(part.base - joined.base, natural);
+  }
+  const float scale = output_scale(joined);
+  for (int d = lane_index(); d < value_dim; d += kWarpLanes) {
+    float sum = 0.0f;
+    for (int i = 0; i < splits; ++i) {
+      const SoftmaxState part = states[i * state_stride];
+      if (!part.seen) continue;
+      const float factor = weighs(part) ? exponential(part.base - joined.base, natural) : 0.0f;
+      sum += partial[i * partial_stride + d] * factor;
+    }
+    out[d] = sum * scale;
+  }
+  if (lane_index() == 0) *lse = log_sum_exp_of_unit(joined, natural);
+}
+
+}  // namespace attention_bias::cuda
