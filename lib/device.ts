@@ -68,11 +68,11 @@ export interface ResultOptions {
 }
 
 export interface AttentionArgs extends CallOptions, ResultOptions {
-  /** float32 [B, H, Q, D] */
+  /** float32 or bfloat16 [B, H, Q, D] */
   query: TensorLike;
-  /** float32 [B, H, K, D] */
+  /** float32 or bfloat16 [B, H, K, D] */
   key: TensorLike;
-  /** float32 [B, H, K, Dv] */
+  /** float32 or bfloat16 [B, H, K, Dv]; bfloat16 tensors are exact float32 values, of half the bytes */
   value: TensorLike;
   /** at most 64 terms, summed; their order changes the result by rounding only */
   bias?: readonly BiasTerm[] | undefined;

@@ -181,6 +181,41 @@ async function onDevice<T>(device: NativeDevice, value: T): Promise<T> {
       expect(relativeError(out.data, referenceAttention({ query, key, value, bias }).out)).toBeLessThan(2e-6);
     });
 
+    test.each(['f32', 'bf16'] as const)(
+      'bfloat16 tensors are the float32 that they stand for, in %s',
+      async (precision) => {
+        const inputs = attentionInputs(9, [1, 3, 7, 70]);
+        const narrow = ({ data, shape }: { data: Float32Array; shape: number[] }) => ({
+          data: Uint16Array.from(new Uint32Array(data.buffer), (bits) => bits >>> 16),
+          shape,
+        });
+        const widened = ({ data, shape }: { data: Uint16Array; shape: number[] }) => ({
+          data: new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer),
+          shape,
+        });
+        const bits = { query: narrow(inputs.query), key: narrow(inputs.key), value: narrow(inputs.value) };
+        const want = await device.attention({
+          query: widened(bits.query),
+          key: widened(bits.key),
+          value: widened(bits.value),
+          precision,
+        });
+        const mixed = { ...bits, query: widened(bits.query) };
+        const one = { query: bits.key, key: bits.key, value: bits.key }; // one copy in three roles
+        const same = { query: widened(bits.key), key: widened(bits.key), value: widened(bits.key) };
+        for (const [given, expected] of [
+          [bits, want],
+          [mixed, want],
+          [await onDevice(device, bits), want],
+          [one, await device.attention({ ...same, precision })],
+        ] as const) {
+          const { out, lse } = await device.attention({ ...given, precision, memory: 'host' });
+          expect(out.data).toEqual(expected.out.data);
+          expect(lse.data).toEqual(expected.lse.data);
+        }
+      },
+    );
+
     test('a stack that never leaves the GPU: project, router, attention', async () => {
       const next = random(8);
       const [queries, grid, keys] = [20, [12, 12], 144] as const;

@@ -45,6 +45,47 @@ describe.each(isas)('on %s', (isa) => {
     },
   );
 
+  test('bfloat16 tensors are the float32 that they stand for', async () => {
+    using device = await openOn(isa, 2);
+    const inputs = attentionInputs(seed, [2, 2, 9, 70]);
+    const narrow = ({ data, shape }: { data: Float32Array; shape: number[] }) => ({
+      data: Uint16Array.from(new Uint32Array(data.buffer), (bits) => bits >>> 16),
+      shape,
+    });
+    const widened = ({ data, shape }: { data: Uint16Array; shape: number[] }) => ({
+      data: new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer),
+      shape,
+    });
+    const bits = { query: narrow(inputs.query), key: narrow(inputs.key), value: narrow(inputs.value) };
+    const floats = { query: widened(bits.query), key: widened(bits.key), value: widened(bits.value) };
+    const want = await device.attention(floats);
+    for (const given of [bits, { ...floats, key: bits.key }]) {
+      const { out, lse } = await device.attention(given);
+      expect(out.data).toEqual(want.out.data);
+      expect(lse.data).toEqual(want.lse.data);
+    }
+    expect(relativeError(want.out.data, referenceAttention(bits).out)).toBeLessThan(2e-6);
+  });
+
+  test.each(Object.entries(cases))('bias of %s in bfloat16 is the float32, rounded', async (_, c) => {
+    using device = await openOn(isa, 2);
+    const single = new Uint32Array((await device.bias(c)).data.buffer);
+    const nearest = (x: number) => (x + 0x7fff + ((x >> 16) & 1)) >>> 16;
+    const infinite = (x: number) => (x & 0x7f800000) === 0x7f800000;
+    const want = Uint16Array.from(single, (x) => (infinite(x) ? x >>> 16 : nearest(x)));
+    const got = await device.bias({ ...c, dtype: 'bfloat16' });
+    expect(got).toMatchObject({ dtype: 'bfloat16', memory: 'host' });
+    expect(got.data).toEqual(want);
+  });
+
+  test('a bias that bfloat16 would round to infinity stays finite', async () => {
+    using device = await openOn(isa, 1);
+    const data = Float32Array.of(-3.4028234663852886e38, 3.4028234663852886e38, -Infinity, 1 + 2 ** -8);
+    const bias = [{ type: 'dense' as const, bias: { data, shape: [1, 1, 1, 4] } }];
+    const { data: bits } = await device.bias({ shape: [1, 1, 1, 4], bias, dtype: 'bfloat16' });
+    expect([...bits]).toEqual([0xff7f, 0x7f7f, 0xff80, 0x3f80]);
+  });
+
   test('the same threads give the same bits; other threads the same numbers', async () => {
     const next = random(seed);
     const args = {

@@ -6,10 +6,10 @@ namespace attention_bias {
 
 namespace {
 
-void require_rank(const TensorView& view, size_t rank, const char* letters) {
-  if (view.dtype != DType::kFloat32) {
-    throw expected(ErrorCode::kDtype, std::string("float32 ") + letters, view.name,
-                   std::string(dtype_name(view.dtype)) + " " + to_string(view.shape));
+void require_rank(const TensorView& view, size_t rank, const char* letters, bool or_bf16 = false) {
+  if (view.dtype != DType::kFloat32 && !(or_bf16 && view.dtype == DType::kBfloat16)) {
+    throw expected(ErrorCode::kDtype, std::string(or_bf16 ? "float32 or bfloat16 " : "float32 ") + letters,
+                   view.name, std::string(dtype_name(view.dtype)) + " " + to_string(view.shape));
   }
   if (view.shape.size() != rank) {
     throw expected(ErrorCode::kShape, std::string("shape ") + letters, view.name, to_string(view.shape));
@@ -28,16 +28,16 @@ std::array<int64_t, 2> size_pair(const std::vector<int64_t>& values, const char*
 
 AttentionProblem attention_problem(const TensorView& query, const TensorView& key, const TensorView& value,
                                    double scale) {
-  require_rank(query, 4, "[B, H, Q, D]");
-  require_rank(key, 4, "[B, H, K, D]");
-  require_rank(value, 4, "[B, H, K, Dv]");
+  require_rank(query, 4, "[B, H, Q, D]", true);
+  require_rank(key, 4, "[B, H, K, D]", true);
+  require_rank(value, 4, "[B, H, K, Dv]", true);
   AttentionProblem p;
   p.extent = {query.shape[0], query.shape[1], query.shape[2], key.shape[2]};
   p.head_dim = query.shape[3];
   p.value_dim = value.shape[3];
-  require(key, DType::kFloat32,
-          {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.head_dim)}, "[B, H, K, D]");
-  require(value, DType::kFloat32,
+  require(key, key.dtype, {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.head_dim)},
+          "[B, H, K, D]");
+  require(value, value.dtype,
           {dim(p.extent.batch), dim(p.extent.heads), dim(p.extent.keys), dim(p.value_dim)}, "[B, H, K, Dv]");
   require_extent(p.extent, "[B, H, Q, K]");
   if (p.head_dim > kMaxHeadDim) {
@@ -52,9 +52,9 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
     throw expected(ErrorCode::kValue, "a finite float32", "scale", number(scale));
   }
   p.scale = std::isnan(scale) ? 1 / std::sqrt(static_cast<double>(p.head_dim)) : scale;
-  p.query = query.f32();
-  p.key = key.f32();
-  p.value = value.f32();
+  p.query = {query.data, query.dtype};
+  p.key = {key.data, key.dtype};
+  p.value = {value.data, value.dtype};
   return p;
 }
 

@@ -17,15 +17,28 @@ using AbortFlag = const std::atomic<bool>*;
 // Of the arithmetic.
 enum class Precision : uint8_t { kF32, kTf32, kBf16 };
 
+// A tensor of an attention: float32, or bfloat16 as its bits.
+struct HeadRows {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+
+  const float* f32() const { return static_cast<const float*>(data); }
+  const uint16_t* bf16() const { return static_cast<const uint16_t*>(data); }
+  AB_HD float at(int64_t i) const {
+    return dtype == DType::kBfloat16 ? bf16_to_float(static_cast<const uint16_t*>(data)[i])
+                                     : static_cast<const float*>(data)[i];
+  }
+};
+
 struct AttentionProblem {
   Extent extent;
-  int64_t head_dim = 0;          // D
-  int64_t value_dim = 0;         // Dv
-  const float* query = nullptr;  // [B, H, Q, D]
-  const float* key = nullptr;    // [B, H, K, D]
-  const float* value = nullptr;  // [B, H, K, Dv]
-  float* out = nullptr;          // [B, H, Q, Dv]
-  float* lse = nullptr;          // [B, H, Q]
+  int64_t head_dim = 0;   // D
+  int64_t value_dim = 0;  // Dv
+  HeadRows query;         // [B, H, Q, D]
+  HeadRows key;           // [B, H, K, D]
+  HeadRows value;         // [B, H, K, Dv]
+  float* out = nullptr;   // [B, H, Q, Dv]
+  float* lse = nullptr;   // [B, H, Q]
   double scale = 0;
   Precision precision = Precision::kF32;
   const Program* bias = nullptr;

@@ -37,11 +37,9 @@ void reference_attention(const AttentionProblem& p, double* out, double* lse) {
   std::vector<double> scores(static_cast<size_t>(e.keys));
   for (int64_t b = 0; b < e.batch; ++b) {
     for (int64_t h = 0; h < e.heads; ++h) {
-      const float* key = p.key + (b * e.heads + h) * e.keys * p.head_dim;
-      const float* value = p.value + (b * e.heads + h) * e.keys * p.value_dim;
+      const int64_t keys = (b * e.heads + h) * e.keys;
       for (int64_t q = 0; q < e.queries; ++q) {
         const int64_t row = (b * e.heads + h) * e.queries + q;
-        const float* query = p.query + row * p.head_dim;
         double* result = out + row * p.value_dim;
         std::vector<bool> visible(scores.size());
         bool seen = false;
@@ -53,7 +51,8 @@ void reference_attention(const AttentionProblem& p, double* out, double* lse) {
           seen = true;
           double dot = 0;
           for (int64_t d = 0; d < p.head_dim; ++d)
-            dot += static_cast<double>(query[d]) * key[k * p.head_dim + d];
+            dot +=
+                static_cast<double>(p.query.at(row * p.head_dim + d)) * p.key.at((keys + k) * p.head_dim + d);
           scores[k] = p.scale * dot + bias;
           if (!(scores[k] <= greatest)) greatest = scores[k];  // NaN wins
         }
@@ -65,7 +64,8 @@ void reference_attention(const AttentionProblem& p, double* out, double* lse) {
           if (!visible[k]) continue;
           const double weight = std::exp(scores[k] - greatest);  // NaN where greatest is infinite
           sum += weight;
-          for (int64_t d = 0; d < p.value_dim; ++d) result[d] += weight * value[k * p.value_dim + d];
+          for (int64_t d = 0; d < p.value_dim; ++d)
+            result[d] += weight * p.value.at((keys + k) * p.value_dim + d);
         }
         for (int64_t d = 0; d < p.value_dim; ++d) result[d] /= sum;
         lse[row] = greatest + std::log(sum);

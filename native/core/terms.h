@@ -71,6 +71,14 @@ AB_HD uint16_t bias_to_bf16(float bias) {
   return static_cast<uint16_t>((rounded & kInfinity) == kInfinity ? (rounded & kSign) | kGreatest : rounded);
 }
 
+// The float32 that bfloat16 bits are.
+AB_HD float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, 4);
+  return value;
+}
+
 AB_HD int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 AB_HD int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 

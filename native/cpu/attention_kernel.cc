@@ -476,7 +476,7 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   const AttentionTask& t = *w.task;
   const AttentionProblem& p = *w.problem;
   const int32_t dims = static_cast<int32_t>(p.head_dim);
-  const float* query = p.query + ((t.b * p.extent.heads + t.h) * p.extent.queries + q0) * p.head_dim;
+  const float* query = p.query.f32() + ((t.b * p.extent.heads + t.h) * p.extent.queries + q0) * p.head_dim;
   pack(query, q1 - q0, dims, static_cast<float>(p.scale), block.packed);
   float* packed = block.packed + dims * kQueries;
   for (uint64_t left = w.low_rank_terms; left != 0; left &= left - 1) {
@@ -546,8 +546,8 @@ bool attention(const AttentionTask& t) {
     }
   }
   const int64_t head = t.b * p.extent.heads + t.h;
-  w.key = p.key + head * p.extent.keys * p.head_dim;
-  w.value = p.value + head * p.extent.keys * p.value_dim;
+  w.key = p.key.f32() + head * p.extent.keys * p.head_dim;
+  w.value = p.value.f32() + head * p.extent.keys * p.value_dim;
   w.scores = t.scratch;
   w.tile_bias = t.scratch + kTileKeys * kQueries;
   w.local = t.scratch + 2 * kTileKeys * kQueries;

@@ -156,10 +156,32 @@ struct Backend::State {
     });
   }
 
+  // The problem with tensors of float32: bfloat16 ones are copied.
+  AttentionProblem in_f32(AttentionProblem p, AbortFlag abort) {
+    const Extent& e = p.extent;
+    const int64_t heads = e.batch * e.heads;
+    const auto widen = [&](HeadRows* rows, int64_t count, Scratch* copy) {
+      if (rows->dtype == DType::kFloat32) return;
+      float* const floats = copy->floats(count);
+      constexpr int64_t kRun = 64 * 1024;
+      run(ceil_div(count, kRun), abort, [&](int64_t item, int) {
+        for (int64_t i = item * kRun; i < std::min(count, (item + 1) * kRun); ++i) {
+          floats[i] = bf16_to_float(rows->bf16()[i]);
+        }
+      });
+      *rows = {floats, DType::kFloat32};
+    };
+    widen(&p.query, heads * e.queries * p.head_dim, &widened[0]);
+    widen(&p.key, heads * e.keys * p.head_dim, &widened[1]);
+    widen(&p.value, heads * e.keys * p.value_dim, &widened[2]);
+    return p;
+  }
+
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
   Scratch partial;
+  Scratch widened[3];  // query, key and value
 };
 
 Backend::Backend(int threads, const std::string& isa) {
@@ -179,7 +201,8 @@ BackendInfo Backend::info() const {
   return info;
 }
 
-void Backend::attention(const AttentionProblem& p, AbortFlag abort) {
+void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
+  const AttentionProblem p = state_->in_f32(given, abort);
   if (p.precision != Precision::kF32) {
     throw expected(ErrorCode::kValue, "\"f32\"", "precision on the cpu backend", "another");
   }

@@ -16,6 +16,7 @@
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
+#include "cuda/widen_kernel.cuh"
 #include "cuda/work.cuh"
 
 namespace attention_bias::cuda {
@@ -38,32 +39,54 @@ Grid grid_of(int64_t count, int64_t size) {
 // may be the same tensor in another role, whose copy then serves both.
 class HeadTensor {
  public:
-  HeadTensor(Work* work, const float* tensor, int64_t heads, int64_t head_floats,
+  HeadTensor(Work* work, const HeadRows& tensor, int64_t heads, int64_t head_size,
              const HeadTensor* twin = nullptr)
-      : work_(work), host_(tensor), head_floats_(head_floats) {
-    if (twin && twin->host_ == tensor && twin->head_floats_ == head_floats) {
-      device_ = twin->device_;
-    } else if (work->on_device(tensor)) {
-      device_ = work->input(tensor, heads * head_floats);
-    } else {
-      copy_ = work->allocate<float>(heads * head_floats);
-      device_ = copy_;
+      : work_(work),
+        host_(static_cast<const char*>(tensor.data)),
+        bf16_(tensor.dtype == DType::kBfloat16),
+        head_size_(head_size) {
+    const int64_t bytes = heads * head_bytes();
+    if (twin && twin->host_ == host_ && twin->head_bytes() == head_bytes()) {
+      floats_ = twin->floats_;
+      return;
     }
-  }
-  const float* data() const { return device_; }
-  int64_t missing_head_bytes() const { return copy_ ? head_floats_ * int64_t{sizeof(float)} : 0; }
-  void upload(int64_t first, int64_t end) {
-    if (!copy_) return;
-    work_->upload(copy_ + first * head_floats_, host_ + first * head_floats_,
-                  (end - first) * missing_head_bytes());
+    if (!work->on_device(host_)) copy_ = work->allocate<char>(bytes);
+    device_ = copy_ ? copy_ : work->input(host_, bytes);
+    if (bf16_) widened_ = work->allocate<float>(heads * head_size);
+    floats_ = bf16_ ? widened_ : reinterpret_cast<const float*>(device_);
   }
 
+  int64_t missing_head_bytes() const { return copy_ ? head_bytes() : 0; }
+
+  // Queues what is missing of heads [first, end).
+  void upload(int64_t first, int64_t end) {
+    if (!copy_) return;
+    const int64_t at = first * head_bytes();
+    work_->upload(copy_ + at, host_ + at, (end - first) * head_bytes());
+  }
+  // The heads in float32, by a kernel where they are not.
+  void widen(int64_t first, int64_t end) {
+    if (!widened_) return;
+    const int64_t count = (end - first) * head_size_;
+    work_->launch(widen_kernel, grid_of(count, int64_t{kWidenThreads} * kWidenRun), kWidenThreads, size_t{0},
+                  reinterpret_cast<const uint16_t*>(device_) + first * head_size_,
+                  widened_ + first * head_size_, count);
+  }
+  const float* floats() const { return floats_; }
+
  private:
+  int64_t head_bytes() const {
+    return head_size_ * static_cast<int64_t>(bf16_ ? sizeof(uint16_t) : sizeof(float));
+  }
+
   Work* work_;
-  const float* host_;
-  int64_t head_floats_;
-  const float* device_;
-  float* copy_ = nullptr;
+  const char* host_;
+  bool bf16_;
+  int64_t head_size_;  // elements
+  const char* device_ = nullptr;
+  const float* floats_;
+  char* copy_ = nullptr;      // device_, where the tensor is the host's
+  float* widened_ = nullptr;  // floats_, where it is in bfloat16
 };
 
 class CudaBackend : public Backend {
@@ -116,9 +139,9 @@ class CudaBackend : public Backend {
     const int64_t out_floats = heads * e.queries * p.value_dim;
 
     AttentionArguments a = sizes_of(p);
-    a.query = query.data();
-    a.key = key.data();
-    a.value = value.data();
+    a.query = query.floats();
+    a.key = key.floats();
+    a.value = value.floats();
     a.out = work.output(p.out, out_floats);
     a.lse = work.output(p.lse, heads * e.queries);
     a.terms = program.terms();
@@ -126,6 +149,7 @@ class CudaBackend : public Backend {
     if (gathers(p)) {
       for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
       work.start();
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->widen(0, heads);
       launch_gather(runtime_.get(), p, a);
       return end(&work);
     }
@@ -152,6 +176,7 @@ class CudaBackend : public Backend {
         work.order_kernels();
       }
       work.check_abort();
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->widen(first, end);
       parts.first_row = first;
       Grid grid = cut.grid;
       grid.x = static_cast<int>(grid.x / heads * (end - first));

@@ -121,6 +121,17 @@ describe('writeSafetensors and openSafetensors', () => {
     expect(await folder.names()).toEqual([]);
   });
 
+  test('bfloat16 comes back bit for bit, after what is wider', async () => {
+    await using folder = await temporaryFolder();
+    const bits = { data: Uint16Array.of(0x3f80, 0xff80, 0x7fc1), shape: [3] };
+    const floats = { data: Float32Array.of(1.5), shape: [1] };
+    await writeSafetensors(folder.file('x'), { bits, floats });
+    await using opened = await openSafetensors(folder.file('x'));
+    expect(opened.tensors.get('bits')).toEqual({ dtype: 'BF16', shape: [3], offsets: [4, 10] });
+    expect(await opened.read('bits')).toEqual({ ...bits, dtype: 'bfloat16' });
+    expect(await opened.read('floats')).toEqual({ ...floats, dtype: 'float32' });
+  });
+
   test('tensors in any order, at odd offsets, next to others of dtypes that are not read', async () => {
     await using folder = await temporaryFolder();
     const values = Float32Array.of(1, 2);

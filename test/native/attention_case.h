@@ -69,6 +69,9 @@ inline double error(const std::vector<float>& got, const std::vector<double>& wa
   return std::sqrt(difference) / (scale > 0 ? scale : std::fmax(1, std::sqrt(n)));
 }
 
+// For a test to write to.
+inline float* floats(const HeadRows& tensor) { return const_cast<float*>(tensor.f32()); }
+
 // Hides key k of every query but the first.
 inline void hide_but_first(Case& c, const std::vector<int64_t>& hidden) {
   const Extent& e = c.problem.extent;
@@ -94,9 +97,9 @@ void special_cases(Check check) {
         context = std::string(where) + " holds " + show(bad) + (masked ? ", masked" : "");
         auto c = make_case({1, 2, 30, 300}, 16, 24, r);
         if (masked) hide_but_first(*c, {5, 200});
-        float* tensor = const_cast<float*>(where[0] == 'q'   ? c->problem.query
-                                           : where[0] == 'k' ? c->problem.key
-                                                             : c->problem.value);
+        float* tensor = floats(where[0] == 'q'   ? c->problem.query
+                               : where[0] == 'k' ? c->problem.key
+                                                 : c->problem.value);
         const int64_t width = where[0] == 'v' ? 24 : 16;
         for (const int64_t row : {int64_t{5}, int64_t{200}}) {
           if (where[0] != 'q' || row < 30) tensor[row * width + 3] = bad;
@@ -111,15 +114,15 @@ void special_cases(Check check) {
     auto c = make_case({2, 1, 70, 150}, 8, 8, r);
     c->bias->add_padding(c->tensors.u8({2, 150}, "ignore", [n = 0]() mutable { return uint8_t(n++ < 150); }),
                          "bias[0]");
-    const_cast<float*>(c->problem.value)[4] = kNan;
+    floats(c->problem.value)[4] = kNan;
     check(*c);
     CHECK_EQ(c->lse[0], -kInf);
   }
   context = "every visible score is -inf";
   {
     auto c = make_case({1, 1, 20, 100}, 1, 8, r);
-    for (int64_t i = 0; i < 20; ++i) const_cast<float*>(c->problem.query)[i] = 1;
-    for (int64_t i = 0; i < 100; ++i) const_cast<float*>(c->problem.key)[i] = -kInf;
+    for (int64_t i = 0; i < 20; ++i) floats(c->problem.query)[i] = 1;
+    for (int64_t i = 0; i < 100; ++i) floats(c->problem.key)[i] = -kInf;
     check(*c);
     CHECK(std::isnan(c->out[0]));
   }

@@ -49,9 +49,9 @@ double error_of_rounding(const Case& c, Precision precision, const std::vector<d
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads;
   std::vector<float> copies[3];
-  const auto round = [&](const float* data, int64_t count, std::vector<float>* copy) {
-    for (int64_t i = 0; i < count; ++i) copy->push_back(rounded(data[i], precision));
-    return copy->data();
+  const auto round = [&](const HeadRows& tensor, int64_t count, std::vector<float>* copy) {
+    for (int64_t i = 0; i < count; ++i) copy->push_back(rounded(tensor.at(i), precision));
+    return HeadRows{copy->data(), DType::kFloat32};
   };
   p.query = round(p.query, rows * e.queries * p.head_dim, &copies[0]);
   p.key = round(p.key, rows * e.keys * p.head_dim, &copies[1]);
@@ -71,9 +71,9 @@ void by_backend(const AttentionProblem& p, int seed) {
 // By the gather kernel, whether or not it pays. An emulated device reads the host's memory.
 void by_gathering(const AttentionProblem& p, int seed) {
   cuda::AttentionArguments a = cuda::sizes_of(p);
-  a.query = p.query;
-  a.key = p.key;
-  a.value = p.value;
+  a.query = p.query.f32();
+  a.key = p.key.f32();
+  a.value = p.value.f32();
   a.out = p.out;
   a.lse = p.lse;
   a.terms = p.bias->term_data();
@@ -153,8 +153,8 @@ void gathered_windows(uint32_t seeds) {
               add_random_terms(c->bias.get(), r.integer(0, 3), r, c->tensors);
     if (r.chance(0.3)) {
       const int64_t k = r.integer(0, keys - 1);
-      const_cast<float*>(c->problem.key)[k * d] = kNan;
-      const_cast<float*>(c->problem.value)[k * dv] = kNan;
+      floats(c->problem.key)[k * d] = kNan;
+      floats(c->problem.value)[k * dv] = kNan;
     }
     check_case(*c, false, by_gathering);
   }
