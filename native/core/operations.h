@@ -22,12 +22,9 @@ struct HeadRows {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
 
-  const float* f32() const { return static_cast<const float*>(data); }
-  const uint16_t* bf16() const { return static_cast<const uint16_t*>(data); }
-  AB_HD float at(int64_t i) const {
-    return dtype == DType::kBfloat16 ? bf16_to_float(static_cast<const uint16_t*>(data)[i])
-                                     : static_cast<const float*>(data)[i];
-  }
+  AB_HD const float* f32() const { return static_cast<const float*>(data); }
+  AB_HD const uint16_t* bf16() const { return static_cast<const uint16_t*>(data); }
+  AB_HD float at(int64_t i) const { return dtype == DType::kBfloat16 ? bf16_to_float(bf16()[i]) : f32()[i]; }
 };
 
 struct AttentionProblem {

@@ -33,8 +33,8 @@ namespace attention_bias::cuda {
 
 struct AttentionArguments {
   const float* query;    // [B·H, Q, D]
-  const float* key;      // [B·H, K, D]
-  const float* value;    // [B·H, K, Dv]
+  HeadRows key;          // [B·H, K, D]
+  HeadRows value;        // [B·H, K, Dv]
   float* out;            // [B·H, Q, Dv]; in parts: [splits][B·H, Q, Dv], not normalised
   float* lse;            // [B·H, Q]
   SoftmaxState* states;  // [splits][B·H, Q] where keys are split, base in the unit of scores; else null
@@ -297,8 +297,8 @@ class AttentionBlock {
     k0_ = block_y() * a.keys_per_split;
     k1_ = min_i32(k0_ + a.keys_per_split, a.keys);
     query_ = a.query + row_ * a.queries * a.head_dim;
-    key_ = a.key + row_ * a.keys * a.head_dim;
-    value_ = a.value + row_ * a.keys * a.value_dim;
+    key_ = a.key.f32() + row_ * a.keys * a.head_dim;
+    value_ = a.value.f32() + row_ * a.keys * a.value_dim;
     if constexpr (kHoldsQuery) {
       for (int step = 0; step < kSteps; ++step) load_query(step, &held_[step]);
     }

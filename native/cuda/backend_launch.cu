@@ -35,44 +35,53 @@ Grid grid_of(int64_t count, int64_t size) {
   return {static_cast<int>(blocks), 1, 1};
 }
 
-// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces. `twin`
-// may be the same tensor in another role, whose copy then serves both.
+// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces, and
+// made what a kernel reads. `twin` may be the same tensor in another role, whose copies then serve both.
 class HeadTensor {
  public:
-  HeadTensor(Work* work, const HeadRows& tensor, int64_t heads, int64_t head_size,
-             const HeadTensor* twin = nullptr)
+  HeadTensor(Work* work, const HeadRows& tensor, int64_t heads, int64_t head_size, HeadTensor* twin = nullptr)
       : work_(work),
-        host_(static_cast<const char*>(tensor.data)),
+        given_(static_cast<const char*>(tensor.data)),
         bf16_(tensor.dtype == DType::kBfloat16),
+        heads_(heads),
         head_size_(head_size) {
-    const int64_t bytes = heads * head_bytes();
-    if (twin && twin->host_ == host_ && twin->head_bytes() == head_bytes()) {
-      floats_ = twin->floats_;
-      return;
+    if (twin && twin->given_ == given_ && twin->head_bytes() == head_bytes()) {
+      twin_ = twin;
+    } else if (work->on_device(given_)) {
+      device_ = work->input(given_, heads * head_bytes());
+    } else {
+      device_ = copy_ = work->allocate<char>(heads * head_bytes());
     }
-    if (!work->on_device(host_)) copy_ = work->allocate<char>(bytes);
-    device_ = copy_ ? copy_ : work->input(host_, bytes);
-    if (bf16_) widened_ = work->allocate<float>(heads * head_size);
-    floats_ = bf16_ ? widened_ : reinterpret_cast<const float*>(device_);
   }
 
   int64_t missing_head_bytes() const { return copy_ ? head_bytes() : 0; }
 
-  // Queues what is missing of heads [first, end).
+  // As it was given.
+  HeadRows rows() const {
+    if (twin_) return twin_->rows();
+    return {device_, bf16_ ? DType::kBfloat16 : DType::kFloat32};
+  }
+  // In float32, after convert().
+  const float* in_f32() {
+    if (twin_) return twin_->in_f32();
+    if (!bf16_) return reinterpret_cast<const float*>(device_);
+    if (!widened_) widened_ = work_->allocate<float>(heads_ * head_size_);
+    return widened_;
+  }
+
+  // Queues the copy of what is missing of heads [first, end).
   void upload(int64_t first, int64_t end) {
     if (!copy_) return;
     const int64_t at = first * head_bytes();
-    work_->upload(copy_ + at, host_ + at, (end - first) * head_bytes());
+    work_->upload(copy_ + at, given_ + at, (end - first) * head_bytes());
   }
-  // The heads in float32, by a kernel where they are not.
-  void widen(int64_t first, int64_t end) {
+  // Launches what makes of them what was asked for.
+  void convert(int64_t first, int64_t end) {
     if (!widened_) return;
-    const int64_t count = (end - first) * head_size_;
+    const int64_t at = first * head_size_, count = (end - first) * head_size_;
     work_->launch(widen_kernel, grid_of(count, int64_t{kWidenThreads} * kWidenRun), kWidenThreads, size_t{0},
-                  reinterpret_cast<const uint16_t*>(device_) + first * head_size_,
-                  widened_ + first * head_size_, count);
+                  reinterpret_cast<const uint16_t*>(device_) + at, widened_ + at, count);
   }
-  const float* floats() const { return floats_; }
 
  private:
   int64_t head_bytes() const {
@@ -80,13 +89,13 @@ class HeadTensor {
   }
 
   Work* work_;
-  const char* host_;
+  const char* given_;
   bool bf16_;
-  int64_t head_size_;  // elements
+  int64_t heads_, head_size_;  // of head_size_ elements each
+  HeadTensor* twin_ = nullptr;
   const char* device_ = nullptr;
-  const float* floats_;
-  char* copy_ = nullptr;      // device_, where the tensor is the host's
-  float* widened_ = nullptr;  // floats_, where it is in bfloat16
+  char* copy_ = nullptr;  // device_, where the tensor is the host's
+  float* widened_ = nullptr;
 };
 
 class CudaBackend : public Backend {
@@ -139,9 +148,9 @@ class CudaBackend : public Backend {
     const int64_t out_floats = heads * e.queries * p.value_dim;
 
     AttentionArguments a = sizes_of(p);
-    a.query = query.floats();
-    a.key = key.floats();
-    a.value = value.floats();
+    a.query = query.in_f32();
+    a.key = key.rows();
+    a.value = value.rows();
     a.out = work.output(p.out, out_floats);
     a.lse = work.output(p.lse, heads * e.queries);
     a.terms = program.terms();
@@ -149,10 +158,12 @@ class CudaBackend : public Backend {
     if (gathers(p)) {
       for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
       work.start();
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->widen(0, heads);
+      query.convert(0, heads);
       launch_gather(runtime_.get(), p, a);
       return end(&work);
     }
+    a.key = {key.in_f32(), DType::kFloat32};
+    a.value = {value.in_f32(), DType::kFloat32};
     const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
     a.keys_per_split = cut.keys_per_split;
     AttentionArguments parts = a;
@@ -176,7 +187,7 @@ class CudaBackend : public Backend {
         work.order_kernels();
       }
       work.check_abort();
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->widen(first, end);
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->convert(first, end);
       parts.first_row = first;
       Grid grid = cut.grid;
       grid.x = static_cast<int>(grid.x / heads * (end - first));

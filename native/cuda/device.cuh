@@ -106,6 +106,11 @@ struct alignas(16) Float4 {
 
 // Four floats at an address aligned to 16 bytes, global or shared.
 AB_DEVICE Float4 load_16(const float* address) { return *reinterpret_cast<const Float4*>(address); }
+// 8 bytes at an address aligned to 8.
+AB_DEVICE void load_8(uint16_t (&to)[4], const uint16_t* address) {
+  const uint2 words = *reinterpret_cast<const uint2*>(address);
+  __builtin_memcpy(to, &words, 8);
+}
 AB_DEVICE void store_16(float* address, Float4 value) { *reinterpret_cast<Float4*>(address) = value; }
 // To global memory, for what is not read again soon: first to leave the caches.
 AB_DEVICE void store_16_streaming(float* address, Float4 value) {

@@ -34,16 +34,19 @@ constexpr size_t gather_shared_bytes(int64_t most_keys, int warps_per_row, int64
 }
 
 // Columns [column, column + 4) of a row, zeros past its end.
-AB_DEVICE Float4 load_columns(const float* row, int column, int columns) {
-  Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (columns % 4 == 0) {  // then every row starts at a multiple of 16 bytes
-    if (column < columns) x = load_16(row + column);
-  } else {
-    if (column < columns) x.x = row[column];
-    if (column + 1 < columns) x.y = row[column + 1];
-    if (column + 2 < columns) x.z = row[column + 2];
-    if (column + 3 < columns) x.w = row[column + 3];
+AB_DEVICE Float4 load_columns(const HeadRows& rows, int64_t row, int column, int columns) {
+  const int64_t at = row * columns + column;
+  if (column + 4 <= columns && columns % 4 == 0) {  // then every row starts at a multiple of four
+    if (rows.dtype != DType::kBfloat16) return load_16(rows.f32() + at);
+    uint16_t bits[4];
+    load_8(bits, rows.bf16() + at);
+    return {bf16_to_float(bits[0]), bf16_to_float(bits[1]), bf16_to_float(bits[2]), bf16_to_float(bits[3])};
   }
+  Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (column < columns) x.x = rows.at(at);
+  if (column + 1 < columns) x.y = rows.at(at + 1);
+  if (column + 2 < columns) x.z = rows.at(at + 2);
+  if (column + 3 < columns) x.w = rows.at(at + 3);
   return x;
 }
 
@@ -67,11 +70,11 @@ class GatherRow {
       : a_(a),
         lane_(lane_index() % kLanes),
         first_lane_(lane_index() - lane_),
-        key_(a.key + row / a.queries * a.keys * a.head_dim),
-        value_(a.value + row / a.queries * a.keys * a.value_dim) {
+        first_key_(row / a.queries * a.keys) {
+    const HeadRows query = {a.query, DType::kFloat32};
     AB_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const Float4 x = load_columns(a.query + row * a.head_dim, column(v), a.head_dim);
+      const Float4 x = load_columns(query, row, column(v), a.head_dim);
       query_[v] = {x.x * a.scale, x.y * a.scale, x.z * a.scale, x.w * a.scale};
     }
   }
@@ -130,7 +133,7 @@ class GatherRow {
       Float4 rows[kBatch][kVectors];
       AB_UNROLL
       for (int i = 0; i < kBatch; ++i)
-        load(key_, a_.head_dim, shuffle(key, first_lane_ + batch + i), rows[i]);
+        load(a_.key, a_.head_dim, shuffle(key, first_lane_ + batch + i), rows[i]);
       float sums[kBatch];
       AB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
@@ -168,7 +171,7 @@ class GatherRow {
       Float4 rows[kBatch][kVectors];
       AB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        load(value_, a_.value_dim, shuffle(key, first_lane_ + batch + i), rows[i]);
+        load(a_.value, a_.value_dim, shuffle(key, first_lane_ + batch + i), rows[i]);
       }
       AB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
@@ -185,18 +188,17 @@ class GatherRow {
   }
 
   // This lane's columns of a key's row; zeros for a hidden one.
-  AB_DEVICE void load(const float* tensor, int32_t columns, int32_t key, Float4 (&row)[kVectors]) const {
+  AB_DEVICE void load(const HeadRows& tensor, int32_t columns, int32_t key, Float4 (&row)[kVectors]) const {
     AB_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       row[v] = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (key >= 0) row[v] = load_columns(tensor + static_cast<int64_t>(key) * columns, column(v), columns);
+      if (key >= 0) row[v] = load_columns(tensor, first_key_ + key, column(v), columns);
     }
   }
 
   const AttentionArguments& a_;
   int lane_, first_lane_;  // among those that share a row, and the first of them in the warp
-  const float* key_;
-  const float* value_;
+  int64_t first_key_;      // of the row's head
   Float4 query_[kVectors];
   Float4 output_[kVectors] = {};  // of this lane's group of lanes
   float greatest_ = negative_infinity();

@@ -65,14 +65,14 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kRepairThreads, 1) repair_kernel(const Attention
   const int64_t b = bh / a.heads, h = bh % a.heads;
   const uint64_t all = all_terms(a.term_count);
   const float* query = a.query + row * a.head_dim;
-  const float* key = a.key + bh * a.keys * a.head_dim;
-  const float* value = a.value + bh * a.keys * a.value_dim;
+  const int64_t first_key = bh * a.keys;
   // In the unit of scores; −∞ where the pair is hidden, of which `hidden` tells.
   const auto score = [&](int32_t k, bool* hidden) {
     const float bias = bias_of(a.terms, all, b, h, q, k);
     *hidden = bias == negative_infinity();
     float dot = 0.0f;
-    for (int d = 0; d < a.head_dim; ++d) dot += query[d] * a.scale * key[k * int64_t{a.head_dim} + d];
+    for (int d = 0; d < a.head_dim; ++d)
+      dot += query[d] * a.scale * a.key.at((first_key + k) * a.head_dim + d);
     return *hidden ? negative_infinity() : dot + to_unit(bias, a.natural);
   };
   const auto greater = [](float x, float y) { return __builtin_fmaxf(x, y); };
@@ -102,7 +102,7 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kRepairThreads, 1) repair_kernel(const Attention
     for (int32_t k = thread_index(); k < a.keys; k += kRepairThreads) {
       bool hidden;
       const float s = score(k, &hidden);
-      if (!hidden) part += exponential(s - base, a.natural) * value[k * int64_t{a.value_dim} + d];
+      if (!hidden) part += exponential(s - base, a.natural) * a.value.at((first_key + k) * a.value_dim + d);
     }
     part = join_block(part, shared, plus);
     if (thread_index() == 0) out[d] = part * scale;

@@ -72,8 +72,8 @@ void by_backend(const AttentionProblem& p, int seed) {
 void by_gathering(const AttentionProblem& p, int seed) {
   cuda::AttentionArguments a = cuda::sizes_of(p);
   a.query = p.query.f32();
-  a.key = p.key.f32();
-  a.value = p.value.f32();
+  a.key = p.key;
+  a.value = p.value;
   a.out = p.out;
   a.lse = p.lse;
   a.terms = p.bias->term_data();

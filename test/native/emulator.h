@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 #include <vector>
 
 #if !defined(AB_EMULATED)
@@ -203,6 +204,11 @@ inline Float4 load_16(const float* address) {
   Float4 value;
   std::memcpy(&value, address, 16);
   return value;
+}
+inline void load_8(uint16_t (&to)[4], const uint16_t* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 8 != 0)
+    throw std::runtime_error("load_8 of an address off 8 bytes");
+  std::memcpy(to, address, 8);
 }
 inline void store_16(float* address, Float4 value) {
   emulator::check_aligned_16(address);
