@@ -8,6 +8,7 @@
 
 #include "cuda/attention_launch.cuh"
 #include "cuda/bias_kernel.cuh"
+#include "cuda/convert_launch.cuh"
 #include "cuda/cuda.h"
 #include "cuda/device_program.cuh"
 #include "cuda/merge_kernel.cuh"
@@ -66,6 +67,7 @@ class CudaBackend : public Backend {
     a.keys_per_split = cut.keys_per_split;
     check_abort(abort);
     runtime_->start_clock();
+    const Bf16Operands converted = convert_operands(&*runtime_, p.precision, &a);
     if (cut.splits == 1) {
       launch(p, cut.grid, a);
     } else {
