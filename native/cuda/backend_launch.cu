@@ -13,90 +13,15 @@
 #include "cuda/cuda.h"
 #include "cuda/device_program.cuh"
 #include "cuda/gather_launch.cuh"
+#include "cuda/head_tensor.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
-#include "cuda/widen_kernel.cuh"
 #include "cuda/work.cuh"
 
 namespace attention_bias::cuda {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A grid of one dimension, of one block for every `size` of `count`.
-Grid grid_of(int64_t count, int64_t size) {
-  const int64_t blocks = ceil_div(count, size);
-  if (blocks >= (int64_t{1} << 31)) {
-    throw Error(ErrorCode::kShape,
-                "a launch of " + std::to_string(blocks) + " blocks: more than a device takes");
-  }
-  return {static_cast<int>(blocks), 1, 1};
-}
-
-// A tensor of an attention, [B·H, rows, dim]: on the device already, or to be copied there in pieces, and
-// made what a kernel reads. `twin` may be the same tensor in another role, whose copies then serve both.
-class HeadTensor {
- public:
-  HeadTensor(Work* work, const HeadRows& tensor, int64_t heads, int64_t head_size, HeadTensor* twin = nullptr)
-      : work_(work),
-        given_(static_cast<const char*>(tensor.data)),
-        bf16_(tensor.dtype == DType::kBfloat16),
-        heads_(heads),
-        head_size_(head_size) {
-    if (twin && twin->given_ == given_ && twin->head_bytes() == head_bytes()) {
-      twin_ = twin;
-    } else if (work->on_device(given_)) {
-      device_ = work->input(given_, heads * head_bytes());
-    } else {
-      device_ = copy_ = work->allocate<char>(heads * head_bytes());
-    }
-  }
-
-  int64_t missing_head_bytes() const { return copy_ ? head_bytes() : 0; }
-
-  // As it was given.
-  HeadRows rows() const {
-    if (twin_) return twin_->rows();
-    return {device_, bf16_ ? DType::kBfloat16 : DType::kFloat32};
-  }
-  // In float32, after convert().
-  const float* in_f32() {
-    if (twin_) return twin_->in_f32();
-    if (!bf16_) return reinterpret_cast<const float*>(device_);
-    if (!widened_) widened_ = work_->allocate<float>(heads_ * head_size_);
-    return widened_;
-  }
-
-  // Queues the copy of what is missing of heads [first, end).
-  void upload(int64_t first, int64_t end) {
-    if (!copy_) return;
-    const int64_t at = first * head_bytes();
-    work_->upload(copy_ + at, given_ + at, (end - first) * head_bytes());
-  }
-  // Launches what makes of them what was asked for.
-  void convert(int64_t first, int64_t end) {
-    if (!widened_) return;
-    const int64_t at = first * head_size_, count = (end - first) * head_size_;
-    work_->launch(widen_kernel, grid_of(count, int64_t{kWidenThreads} * kWidenRun), kWidenThreads, size_t{0},
-                  reinterpret_cast<const uint16_t*>(device_) + at, widened_ + at, count);
-  }
-
- private:
-  int64_t head_bytes() const {
-    return head_size_ * static_cast<int64_t>(bf16_ ? sizeof(uint16_t) : sizeof(float));
-  }
-
-  Work* work_;
-  const char* given_;
-  bool bf16_;
-  int64_t heads_, head_size_;  // of head_size_ elements each
-  HeadTensor* twin_ = nullptr;
-  const char* device_ = nullptr;
-  char* copy_ = nullptr;  // device_, where the tensor is the host's
-  float* widened_ = nullptr;
-};
 
 class CudaBackend : public Backend {
  public:
@@ -142,15 +67,15 @@ class CudaBackend : public Backend {
     const Extent& e = p.extent;
     const int64_t heads = e.batch * e.heads;
     const DeviceProgram program(&work, p.bias);
-    HeadTensor query(&work, p.query, heads, e.queries * p.head_dim);
-    HeadTensor key(&work, p.key, heads, e.keys * p.head_dim, &query);
-    HeadTensor value(&work, p.value, heads, e.keys * p.value_dim, &key);
+    HeadTensor query(&work, p.query, heads, e.queries, p.head_dim);
+    HeadTensor key(&work, p.key, heads, e.keys, p.head_dim, &query);
+    HeadTensor value(&work, p.value, heads, e.keys, p.value_dim, &key);
     const int64_t out_floats = heads * e.queries * p.value_dim;
 
     AttentionArguments a = sizes_of(p);
     a.query = query.in_f32();
-    a.key = key.rows();
-    a.value = value.rows();
+    a.key = key.as_given();
+    a.value = value.as_given();
     a.out = work.output(p.out, out_floats);
     a.lse = work.output(p.lse, heads * e.queries);
     a.terms = program.terms();
@@ -162,8 +87,13 @@ class CudaBackend : public Backend {
       launch_gather(runtime_.get(), p, a);
       return end(&work);
     }
-    a.key = {key.in_f32(), DType::kFloat32};
-    a.value = {value.in_f32(), DType::kFloat32};
+    if (p.precision == Precision::kBf16) {
+      a.key_bf16 = key.in_padded_bf16();
+      a.value_bf16 = value.in_padded_bf16();
+    } else {
+      a.key = {key.in_f32(), DType::kFloat32};
+      a.value = {value.in_f32(), DType::kFloat32};
+    }
     const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
     a.keys_per_split = cut.keys_per_split;
     AttentionArguments parts = a;

@@ -112,9 +112,29 @@ AB_DEVICE void load_8(uint16_t (&to)[4], const uint16_t* address) {
   __builtin_memcpy(to, &words, 8);
 }
 AB_DEVICE void store_16(float* address, Float4 value) { *reinterpret_cast<Float4*>(address) = value; }
+AB_DEVICE void store_16(void* address, const uint32_t (&words)[4]) {
+  *reinterpret_cast<uint4*>(address) = make_uint4(words[0], words[1], words[2], words[3]);
+}
 // To global memory, for what is not read again soon: first to leave the caches.
 AB_DEVICE void store_16_streaming(float* address, Float4 value) {
   __stcs(reinterpret_cast<float4*>(address), make_float4(value.x, value.y, value.z, value.w));
+}
+
+// Four 8 × 8 matrices of 16 bits from shared memory, by a warp. Lane 8·m + r gives the address of row r of
+// matrix m, aligned to 16 bytes. With g = lane / 4 and t = lane % 4, words[m] is (g, 2t) in the low and
+// (g, 2t + 1) in the high half of matrix m; transposed, (2t, g) and (2t + 1, g). A matrix's row is also four
+// tf32, of which words[m] is (g, t).
+AB_DEVICE void load_matrices(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+AB_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 
 // ---- arithmetic
@@ -127,12 +147,12 @@ AB_DEVICE float fast_exp2(float x) {
   return result;
 }
 
-// The bits of the nearest tf32 (10 explicit bits of mantissa), ties away from zero; as a float32 they are
-// that value.
+// The nearest tf32 (10 explicit bits of mantissa), ties away from zero, in the upper 19 bits of a float32;
+// what the lower 13 hold is open on the device, 0 in the twin, and an mma ignores them.
 AB_DEVICE uint32_t to_tf32(float value) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits & 0xffffe000;  // the ISA leaves these 13 bits open, and a remainder needs the exact value
+  return bits;
 }
 
 // Two bfloat16, rounded to nearest even, `low` in the lower half; a NaN becomes 0x7fff.

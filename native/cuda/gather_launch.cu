@@ -10,6 +10,7 @@ namespace attention_bias::cuda {
 namespace {
 
 constexpr int64_t kMaxGatherKeys = 4096;  // of a row, and of a block's rows together: 16 KB of shared memory
+constexpr int64_t kTileRows = 128;        // of the tiled kernels, at most
 constexpr int64_t kWarpKeys = 512;        // of one warp: what 8 rows of a block may have
 
 // Warps that share a row: enough for its keys, and to fill the device where there are few rows.
@@ -37,7 +38,7 @@ bool gathers(const AttentionProblem& p) {
   const KeyBound bound = p.bias->key_bound();
   const int64_t keys = p.extent.keys;
   const bool band = bound.term < 0;
-  const int64_t tiled = band ? std::min(keys, bound.most_keys + 2 * kAttentionRows + keys / 32) : keys;
+  const int64_t tiled = band ? std::min(keys, bound.most_keys + 2 * kTileRows + keys / 32) : keys;
   const int64_t price = (p.precision == Precision::kF32 ? 32 : 128) / (band ? 4 : 1);
   return bound.most_keys <= kMaxGatherKeys && price * bound.most_keys <= tiled;
 }
@@ -46,13 +47,8 @@ void launch_gather(Runtime* runtime, const AttentionProblem& p, const AttentionA
   const KeyBound bound = p.bias->key_bound();
   const int64_t rows = arguments.rows * arguments.queries;
   const int warps = warps_per_row(rows, bound.most_keys, runtime->multiprocessors());
-  const int64_t rows_per_block = kGatherWarps / warps;
-  const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
-  if (blocks >= (int64_t{1} << 31)) {
-    throw expected(ErrorCode::kShape, "fewer than 2^31 blocks of rows", "query", std::to_string(blocks));
-  }
   const auto launch = [&](auto size) {
-    runtime->launch(gather_kernel<decltype(size)::value>, {static_cast<int>(blocks), 1, 1}, kGatherThreads,
+    runtime->launch(gather_kernel<decltype(size)::value>, grid_of(rows, kGatherWarps / warps), kGatherThreads,
                     gather_shared_bytes(bound.most_keys, warps, p.value_dim), arguments, bound, warps);
   };
   const int64_t dim = std::max(p.head_dim, p.value_dim);

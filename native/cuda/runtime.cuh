@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "core/errors.h"
 #include "cuda/memory_pool.h"
@@ -14,6 +15,18 @@ namespace attention_bias::cuda {
 struct Grid {
   int x = 1, y = 1, z = 1;
 };
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A grid of one dimension, of one block for every `size` of `count`.
+inline Grid grid_of(int64_t count, int64_t size) {
+  const int64_t blocks = ceil_div(count, size);
+  if (blocks >= (int64_t{1} << 31)) {
+    throw Error(ErrorCode::kShape,
+                "a launch of " + std::to_string(blocks) + " blocks: more than a device takes");
+  }
+  return {static_cast<int>(blocks), 1, 1};
+}
 
 // Kernels run on one stream, copies from and to the host on the other, so that they go on side by side.
 enum class Stream { kCompute, kTransfer };

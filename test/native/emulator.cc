@@ -157,6 +157,10 @@ const char* name(Collective collective) {
       return "mma_tf32";
     case Collective::kMmaBf16:
       return "mma_bf16";
+    case Collective::kLoadMatrices:
+      return "load_matrices";
+    case Collective::kLoadMatricesTransposed:
+      return "load_matrices_transposed";
   }
   return "";
 }
@@ -214,6 +218,7 @@ class Machine {
   void choose_warp();
   void complete(Collective collective, Fibre* const* lanes);
   void multiply(bool bf16, Fibre* const* lanes);
+  void exchange_matrices(bool transposed, Fibre* const* lanes);
   void disagree(const Fibre& x, const Fibre& y);
   void switch_to(Context& from, Context& to, bool for_good);
   void cancel();
@@ -499,6 +504,10 @@ void Machine::complete(Collective collective, Fibre* const* lanes) {
     case Collective::kMmaBf16:
       multiply(collective == Collective::kMmaBf16, lanes);
       return;
+    case Collective::kLoadMatrices:
+    case Collective::kLoadMatricesTransposed:
+      exchange_matrices(collective == Collective::kLoadMatricesTransposed, lanes);
+      return;
     default:
       return;
   }
@@ -549,6 +558,24 @@ AB_UNSANITIZED void Machine::multiply(bool bf16, Fibre* const* lanes) {
     const int g = lane / 4, t = lane % 4;
     float* d = lanes[lane]->d;
     for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(sum[g + i / 2 * 8][2 * t + i % 2]);
+  }
+}
+
+// Lane 8·m + r brought row r of matrix m, 8 × 8 of 16 bits.
+AB_UNSANITIZED void Machine::exchange_matrices(bool transposed, Fibre* const* lanes) {
+  uint32_t rows[kLanes][4];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 4; ++i) rows[lane][i] = lanes[lane]->words[i];
+  }
+  const auto element = [&](int matrix, int row, int column) {
+    return rows[8 * matrix + row][column / 2] >> 16 * (column % 2) & 0xffff;
+  };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int m = 0; m < 4; ++m) {
+      lanes[lane]->words[m] =
+          transposed ? element(m, 2 * t, g) | element(m, 2 * t + 1, g) << 16 : rows[8 * m + g][t];
+    }
   }
 }
 
@@ -663,6 +690,17 @@ void check_aligned_16(const void* address) {
   if (reinterpret_cast<uintptr_t>(address) % 16 == 0) return;
   self();
   machine->fail("an access of 16 bytes at an address not aligned to 16");
+}
+
+void check_matrix_row(const void* address) {
+  check_aligned_16(address);
+  self();
+  const char* row = static_cast<const char*>(address);
+  const Launch& l = machine->launch;
+  if (row < l.shared || row + 16 > l.shared + l.shared_bytes) {
+    machine->fail("a row of a matrix at byte " + std::to_string(row - l.shared) + " of " +
+                  std::to_string(l.shared_bytes) + " bytes of shared memory");
+  }
 }
 
 void copy_async(void* shared, const void* global, size_t bytes, bool valid) {

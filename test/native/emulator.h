@@ -95,6 +95,8 @@ enum class Collective : uint8_t {
   kBallot,
   kMmaTf32,
   kMmaBf16,
+  kLoadMatrices,
+  kLoadMatricesTransposed,
 };
 
 // What a thread shows while it waits: the operands of its collective, then the result.
@@ -106,6 +108,7 @@ struct Thread {
   const uint32_t* b = nullptr;
   const float* c = nullptr;
   float* d = nullptr;
+  uint32_t words[4] = {};  // a row of a matrix, then this lane's part of four
 };
 
 struct Launch {
@@ -123,6 +126,8 @@ void copy_async(void* shared, const void* global, size_t bytes, bool valid);
 void copy_async_commit();
 void copy_async_wait(int groups);
 void check_aligned_16(const void* address);
+// Of 16 bytes, within shared memory.
+void check_matrix_row(const void* address);
 
 }  // namespace attention_bias::emulator
 
@@ -214,7 +219,25 @@ inline void store_16(float* address, Float4 value) {
   emulator::check_aligned_16(address);
   std::memcpy(address, &value, 16);
 }
+inline void store_16(void* address, const uint32_t (&words)[4]) {
+  emulator::check_aligned_16(address);
+  std::memcpy(address, words, 16);
+}
 inline void store_16_streaming(float* address, Float4 value) { store_16(address, value); }
+
+inline void load(emulator::Collective collective, uint32_t (&words)[4], const void* row, Site site) {
+  emulator::check_matrix_row(row);
+  emulator::Thread& thread = emulator::self();
+  std::memcpy(thread.words, row, 16);
+  emulator::meet(collective, site);
+  std::memcpy(words, thread.words, 16);
+}
+inline void load_matrices(uint32_t (&words)[4], const void* row, Site site = Site::here()) {
+  load(emulator::Collective::kLoadMatrices, words, row, site);
+}
+inline void load_matrices_transposed(uint32_t (&words)[4], const void* row, Site site = Site::here()) {
+  load(emulator::Collective::kLoadMatricesTransposed, words, row, site);
+}
 
 inline float fast_exp2(float x) {
   const float result = std::exp2(x);

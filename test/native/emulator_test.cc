@@ -217,6 +217,50 @@ void vectors() {
   });
   CHECK(std::memcmp(from, to, sizeof to) == 0 && std::memcmp(from, streamed, sizeof to) == 0);
   check_says(error_of(32, 0, [&] { load_16(from + 1); }), {"not aligned to 16"});
+
+  alignas(16) uint32_t words[8] = {};
+  emulate({1}, 32, 0, 0, [&] {
+    if (thread_index() == 5) store_16(words + 4, {1, 2, 3, 4});
+  });
+  CHECK(words[3] == 0 && words[4] == 1 && words[5] == 2 && words[6] == 3 && words[7] == 4);
+  check_says(error_of(32, 0, [&] { store_16(words + 1, {1, 2, 3, 4}); }), {"not aligned to 16"});
+}
+
+// Four 8 × 8 matrices of 16 bits, their rows scattered in shared memory: the lane's part is the operand B of
+// mma_bf16, of rows that are columns of B, or transposed, of rows that are rows of B.
+void matrices() {
+  context = "matrices";
+  std::mt19937 random(9);
+  std::vector<uint16_t> elements(4 * 64);
+  for (uint16_t& element : elements) element = static_cast<uint16_t>(random());
+  std::vector<int> places(40);  // in units of 16 bytes; eight of them unused
+  for (int i = 0; i < 40; ++i) places[i] = i;
+  std::shuffle(places.begin(), places.end(), random);
+  const Emulation done = emulate({1}, 64, 40 * 16, 3, [&] {
+    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    char* row = shared_memory() + places[lane] * 16;
+    if (warp_index() == 0) std::memcpy(row, &elements[lane * 8], 16);
+    barrier();
+    uint32_t plain[4], transposed[4];
+    load_matrices(plain, row);
+    load_matrices_transposed(transposed, row);
+    for (int m = 0; m < 4; ++m) {
+      const auto at = [&](int i, int j) { return static_cast<uint32_t>(elements[m * 64 + i * 8 + j]); };
+      CHECK_EQ(plain[m], at(g, 2 * t) | at(g, 2 * t + 1) << 16);
+      CHECK_EQ(transposed[m], at(2 * t, g) | at(2 * t + 1, g) << 16);
+    }
+  });
+  CHECK_EQ(done.warp_collectives, 2 * 2);
+  const auto load_at = [&](int byte) {
+    return error_of(32, 64, [=] {
+      uint32_t words[4];
+      load_matrices(words, shared_memory() + (lane_index() == 9 ? byte : 0));
+    });
+  };
+  CHECK_EQ(load_at(48), "");
+  check_says(load_at(8), {"thread 9", "not aligned to 16"});
+  check_says(load_at(64), {"thread 9", "a row of a matrix at byte 64 of 64"});
+  check_says(load_at(-16), {"at byte -16 of 64"});
 }
 
 void async_copies() {
@@ -644,6 +688,22 @@ void divergence() {
                         }
                       }),
              {"mma_bf16", "mma_tf32"});
+  check_says(error_of(32, 16,
+                      [&] {
+                        uint32_t words[4];
+                        if (half()) load_matrices(words, shared_memory());
+                      }),
+             {"waits at load_matrices (", "the end of the kernel"});
+  check_says(error_of(32, 16,
+                      [&] {
+                        uint32_t words[4];
+                        if (half()) {
+                          load_matrices(words, shared_memory());
+                        } else {
+                          load_matrices_transposed(words, shared_memory());
+                        }
+                      }),
+             {"load_matrices (", "load_matrices_transposed ("});
   check_says(error_of(32, 0,
                       [] {
                         for (int i = 0; i <= lane_index() / 31; ++i)
@@ -792,6 +852,7 @@ int main() {
   exchange();
   conversions();
   vectors();
+  matrices();
   async_copies();
   layouts();
   mma_products();
