@@ -608,7 +608,7 @@ class AttentionBlock {
 
   // output += P·V. In f32 the sums of a tile begin at zero, since tensor cores cut bits off a sum.
   AB_DEVICE void add_values(const Scores& p, const Element* values) {
-    constexpr int kGroup = T::kF32 ? 2 : kOutputs;  // columns of 8 whose sums have registers
+    constexpr int kGroup = T::kF32 && kOutputs > 4 ? 2 : kOutputs;  // columns of 8 whose sums have registers
     AB_UNROLL
     for (int group = 0; group < kOutputs; group += kGroup) {
       float sums[T::kF32 ? kRowTiles : 1][kGroup][4] = {};
