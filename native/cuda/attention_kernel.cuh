@@ -1,21 +1,35 @@
-// Biased attention forward for one tile of 64 queries and one run of keys, on tensor cores.
+// Biased attention forward for one tile of queries and one run of keys, on tensor cores.
 //
-// Four warps, 16 queries each. Per tile of kKeys keys: K and V come to shared memory by cp.async, the next
-// tile while this one is computed (kStages 2); S = Q·Kᵀ and P·V by mma.sync, with the query's scale and log2
-// e folded into Q, so that probabilities are one exp2 each. Tiles that are hidden are skipped unread. A tile
-// whose terms are constant along keys adds one number a row, inside the exponent's own addition: no
-// instruction a score. Order in a score: scale, product, bias, masks (docs/terms.md).
+// To head dim 64 four warps of 32 queries, two mma tiles that share each fragment of K and V, so that a block
+// of 128 queries reads K and V once; 16 a warp where all queries fit 64 rows. Head dims 96 and 128 leave
+// registers for 16 queries a warp: eight warps, or four in f32 and above 128 (AttentionTile). Per tile of
+// kKeys keys: K and V come to shared memory by cp.async while the tile before is computed; S = Q·Kᵀ and P·V
+// by mma.sync, of fragments that ldmatrix brings (but V in float32), with the query's scale and log2 e folded
+// into Q. Tiles that are hidden are skipped unread. A tile whose terms are constant along keys adds one
+// number a row, which a thread a row evaluates, inside the exponent's own addition: no instruction a score.
+// Order in a score: scale, product, bias, masks (docs/terms.md). A mixed tile's terms are evaluated into
+// shared memory, a key a thread, or the few keys near a query.
 //
-// Precisions: bf16 and tf32 are one mma a product. f32 computes scores by plain multiply-adds, since an error
-// of a score is one of its exponent and a split product's grows with large scores (5e-5 instead of 2e-6 at
-// scores of 100); its P·V is three mma (hi·hi + hi·lo + lo·hi of a tf32 split), summed from zero in each tile
-// and then added to the running output in float32, since tensor cores cut bits off their sums. A mixed tile's
-// terms are evaluated into shared memory, a key a thread, or the few keys near a query.
+// Precisions: bf16 and tf32 are one mma a product; bf16 reads K and V as bfloat16, which convert_kernel made.
+// f32 computes scores by plain multiply-adds, since an error of a score is one of its exponent and a split
+// product's grows with large scores (5e-5 instead of 2e-6 at scores of 100); its P·V is three mma (hi·hi +
+// hi·lo + lo·hi of a tf32 split), summed from zero in each tile and then added to the running output in
+// float32, since tensor cores cut bits off their sums. In bf16 and tf32 such a cut is below the tolerance for
+// the 65,536 keys that a run has at most.
 //
-// Work at head dim 32, a score: 64 multiply-adds on tensor cores (f32: 96 there and 32 plain) and one exp2.
-// CMT's shape (1×8×900×56,400×32) is 52 GFLOP and 406 M exp2; K and V are 115 MB, read once a tile of queries
-// from L2. Not yet measured on hardware. Registers a thread, budget: 255 at 128 threads (two blocks an SM up
-// to dim 64).
+// A row's base is not its maximum but at most kBaseSlack below: a warp votes whether any of its rows has
+// outgrown its own, and exchanges maxima and rescales only then. Whether a row moves depends on that row
+// alone.
+//
+// CMT's shape (1×8×900×56,400×32) is 52 GFLOP and 406 M exp2, 105 µs of an H100's exponent units. Its 8 tiles
+// of queries a head read K and V (58 MB in bf16, 115 MB in float32) 8 times from L2: 84 or 168 µs at 5.5
+// TB/s. Instructions a score of a plain tile, counted in PTX without moves (of a warp, so 8 are the
+// exponent's own time): bf16 8, tf32 12, f32 52 (32 of them multiply-adds), which is 130, 190 and 750 µs of
+// issue at 1.75 GHz. Not yet measured on hardware.
+//
+// Registers a thread, budget: 168 for bf16 at head dim 32, three blocks a multiprocessor; else 255, two
+// blocks to head dim 64 and one above (scripts/check-cuda-resources.sh). Shared memory: at most 99 KB a
+// block.
 //
 // P's columns are the accumulator's: lane t of a quad holds keys 2t and 2t+1 where tf32's A operand wants t
 // and t+4. The order of keys in a sum is free, so V's rows are read in that order instead.
@@ -527,7 +541,7 @@ class AttentionBlock {
       Scores scores;
       score(keys + first * T::kStride, scores);
       if (!plain) add_biases(tile, constants, first, scores);
-      to_probabilities(plain ? constants : nullptr, scores);
+      to_probabilities(plain, constants, scores);
       add_values(scores, values + first * T::kStride);
     }
   }
@@ -553,8 +567,8 @@ class AttentionBlock {
     }
   }
 
-  // scores = e^(scores + constant of the row − base of the row); no constants: 0
-  AB_DEVICE void to_probabilities(const float* constants, Scores& scores) {
+  // scores = e^(scores + constant of the row − base of the row), the constant only where the tile is plain
+  AB_DEVICE void to_probabilities(bool plain, const float* constants, Scores& scores) {
     float greatest[kRows], shifts[kRows];
     bool outgrown = false;
     AB_UNROLL
@@ -565,10 +579,11 @@ class AttentionBlock {
         const float* pair = &scores[i / 2][n][i % 2 * 2];
         greatest[i] = __builtin_fmaxf(greatest[i], __builtin_fmaxf(pair[0], pair[1]));
       }
-      shifts[i] = (constants ? constants[row_in_block(i)] : 0.0f) - base_[i];
+      const float constant = constants[row_in_block(i)];
+      shifts[i] = (plain ? constant : 0.0f) - base_[i];
       outgrown |= greatest[i] + shifts[i] > kBaseSlack;
     }
-    if (any_in_warp(outgrown)) raise_bases(greatest, constants, shifts);
+    if (any_in_warp(outgrown)) raise_bases(greatest, plain, constants, shifts);
     AB_UNROLL
     for (int i = 0; i < kRows; ++i) {
       float sum = 0.0f;
@@ -586,13 +601,14 @@ class AttentionBlock {
   }
 
   // Takes the bases of rows that a quad has outgrown to the greatest score.
-  AB_DEVICE void raise_bases(const float (&greatest)[kRows], const float* constants, float (&shifts)[kRows]) {
+  AB_DEVICE void raise_bases(const float (&greatest)[kRows], bool plain, const float* constants,
+                             float (&shifts)[kRows]) {
     AB_UNROLL
     for (int i = 0; i < kRows; ++i) {
       float of_row = __builtin_fmaxf(greatest[i], shuffle_xor(greatest[i], 1));
       of_row = __builtin_fmaxf(of_row, shuffle_xor(of_row, 2));
       const bool outgrown = of_row + shifts[i] > kBaseSlack;
-      const float constant = constants ? constants[row_in_block(i)] : 0.0f;
+      const float constant = plain ? constants[row_in_block(i)] : 0.0f;
       const float base = outgrown ? of_row + constant : base_[i];
       const float factor = outgrown ? exponential(base_[i] - base, kNatural) : 1.0f;
       base_[i] = base;
@@ -608,7 +624,7 @@ class AttentionBlock {
 
   // output += P·V. In f32 the sums of a tile begin at zero, since tensor cores cut bits off a sum.
   AB_DEVICE void add_values(const Scores& p, const Element* values) {
-    constexpr int kGroup = T::kF32 ? 2 : kOutputs;  // columns of 8 whose sums have registers
+    constexpr int kGroup = T::kF32 && kOutputs > 4 ? 2 : kOutputs;  // columns of 8 whose sums have registers
     AB_UNROLL
     for (int group = 0; group < kOutputs; group += kGroup) {
       float sums[T::kF32 ? kRowTiles : 1][kGroup][4] = {};

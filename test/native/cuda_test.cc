@@ -2,6 +2,7 @@
 // against the float64 reference. What passes here has not run on a GPU.
 #include "cuda/cuda.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -129,6 +130,10 @@ void shapes() {
     context = "head dim " + std::to_string(d);
     check_case(*make_case({1, 2, 49, 131}, d, d, r));
   }
+  for (const int64_t d : {7, 32, 64, 96, 128}) {  // blocks of 128 queries, the last with a few
+    context = "head dim " + std::to_string(d) + ", two blocks of queries";
+    check_case(*make_case({1, 1, 133, 131}, d, d, r));
+  }
   context = "head dim 8, value dim 200";
   check_case(*make_case({1, 1, 5, 70}, 8, 200, r));
   context = "many keys, one query";
@@ -234,6 +239,28 @@ void choice() {
   }
 }
 
+// Scores that rise by 5 every 64 keys: the base of a row lags behind its maximum for a while, then follows.
+void lagging_bases() {
+  Random r(12);
+  for (const bool by_rows : {false, true}) {
+    context = by_rows ? "scores rise, row constants" : "scores rise, a dense bias";
+    auto c = make_case({1, 1, 140, 1200}, 24, 24, r);
+    const auto rise = [](int64_t k) { return static_cast<float>(k / 64) * 5.0f - 40.0f; };
+    if (by_rows) {  // a segment for each 64 keys
+      std::vector<ModalitySegmentSpec> segments;
+      for (int64_t start = 0; start < 1200; start += 64) {
+        segments.push_back({start, std::min<int64_t>(64, 1200 - start),
+                            c->tensors.f32({1, 140}, "w", [&] { return rise(start) / 200 + 0.5f; })});
+      }
+      c->bias->add_modality(100, segments, "bias[0]");
+    } else {
+      int64_t i = 0;
+      c->bias->add_dense(c->tensors.f32({1, 1, 1, 1200}, "bias", [&] { return rise(i++); }), "bias[0]");
+    }
+    check_case(*c);
+  }
+}
+
 void bias_rows(uint32_t seeds) {
   for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
@@ -289,6 +316,7 @@ int main() {
   using namespace attention_bias::test;
   random_stacks(150);
   shapes();
+  lagging_bases();
   special_cases([](Case& c) { check_case(c, true); });
   for (uint32_t seed = 0; seed < 60; ++seed) check_case(*random_case(seed), false, by_gathering);
   gathered_windows(150);
