@@ -6,6 +6,7 @@ import { TOLERANCES } from './conformance.js';
 import type { Device, Precision } from './device.js';
 import { normalFrom, randomSource } from './random.js';
 import { referenceAttention, referenceBias } from './reference.js';
+import type { TensorLike } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
 export interface SelfTestResult {
@@ -94,6 +95,61 @@ function biasCase(name: string, shape: [number, number, number, number], bias: B
 }
 
 const uniform = (): number => random();
+
+/** Windows on a grid so large that a GPU gathers the few keys of a query. */
+function windows(queries: number): BiasTerm[] {
+  const centers = tensor([1, queries, 2], () => Math.floor(random() * 64) - 2);
+  return [{ type: 'window', segments: [{ start: 0, grid: [60, 60], centers, size: 3 }] }];
+}
+
+/** Router weights, tensors and results in the device's memory. */
+const chainCase: Case = {
+  name: 'chain in device memory',
+  tolerance: TOLERANCES,
+  run: async (device) => {
+    const made: { dispose: () => void }[] = [];
+    const upload = async (shape: number[]) => {
+      const host = tensor(shape, normal);
+      const there = await device.toDevice(host);
+      made.push(there);
+      return { host, there };
+    };
+    const [query, key, value] = [
+      await upload([1, 2, 30, 16]),
+      await upload([1, 2, 90, 16]),
+      await upload([1, 2, 90, 16]),
+    ];
+    const [features, weight, bias] = [await upload([1, 30, 8]), await upload([2, 8]), await upload([2])];
+    const router = { features: features.there, weight: weight.there, bias: bias.there };
+    const weights = await device.router({ ...router, outputsFirst: true });
+    const stack = (lidar: TensorLike, camera: TensorLike): BiasTerm[] => [
+      {
+        type: 'modality',
+        segments: [
+          { start: 0, length: 50, weights: lidar },
+          { start: 50, length: 40, weights: camera },
+        ],
+      },
+    ];
+    const terms = stack(weights.at(0), weights.at(1));
+    const result = await device.attention({
+      query: query.there,
+      key: key.there,
+      value: value.there,
+      bias: terms,
+    });
+    const [out, read] = [await device.toHost(result.out), await device.toHost(weights)];
+    const want = referenceAttention({
+      query: query.host,
+      key: key.host,
+      value: value.host,
+      bias: stack(read.at(0), read.at(1)),
+    });
+    const error = relativeError(out.data, want.out);
+    for (const one of [...made, weights, result.out, result.lse, out, read]) one.dispose();
+    return error;
+  },
+};
 
 /** AQR's stack on a 12×12 bird's-eye-view grid and two camera maps of 6×8 cells. */
 function aqr(batch: number, queries: number): BiasTerm[] {
@@ -205,6 +261,8 @@ const cases: Case[] = [
   attentionCase('Swin', [8, 3, 16, 16], 32, swin(3)),
   attentionCase('ALiBi causal', [1, 4, 128, 128], 64, alibi(4)),
   attentionCase('few queries', [1, 1, 3, 5000], 16, []),
+  attentionCase('few keys a query', [1, 2, 40, 3600], 32, windows(40)),
+  chainCase,
   biasCase('AQR stack', [2, 1, 60, 240], aqr(2, 60)),
   biasCase('Swin', [8, 3, 16, 16], swin(3)),
   routerCase,

@@ -10,7 +10,7 @@
 // Order in a score: scale, product, bias, masks (docs/terms.md). A mixed tile's terms are evaluated into
 // shared memory, a key a thread, or the few keys near a query.
 //
-// Precisions: bf16 and tf32 are one mma a product; bf16 reads K and V as bfloat16, which convert_kernel made.
+// Precisions: bf16 and tf32 are one mma a product; bf16 reads K and V as bfloat16 (convert_kernel.cuh).
 // f32 computes scores by plain multiply-adds, since an error of a score is one of its exponent and a split
 // product's grows with large scores (5e-5 instead of 2e-6 at scores of 100); its P·V is three mma (hi·hi +
 // hi·lo + lo·hi of a tf32 split), summed from zero in each tile and then added to the running output in

@@ -108,9 +108,9 @@ describe('.npy', () => {
     }
     expect(await folder.names()).toEqual(['x.npy']);
     await expect(writeNpy(path, { data: six, shape: [7] })).rejects.toMatchObject({ code: 'ERR_SHAPE' });
-    await expect(
-      writeNpy(path, { data: new Uint16Array(1), shape: [1] }),
-    ).rejects.toMatchObject({ code: 'ERR_DTYPE' });
+    await expect(writeNpy(path, { data: new Uint16Array(1), shape: [1] })).rejects.toMatchObject({
+      code: 'ERR_DTYPE',
+    });
     await expect(readNpy(folder.file('no'))).rejects.toMatchObject({ code: 'ERR_IO' });
     await expect(readNpy(folder.path)).rejects.toMatchObject({ code: 'ERR_IO' });
   });
