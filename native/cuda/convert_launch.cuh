@@ -1,6 +1,8 @@
 // Operands of the attention kernel in the type that its precision reads.
 #pragma once
 
+#include <string>
+
 #include "core/operations.h"
 #include "cuda/attention_kernel.cuh"
 #include "cuda/convert_kernel.cuh"
