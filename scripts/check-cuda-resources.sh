@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Reads ptxas' report from the log of a build with ATTENTION_BIAS_CUDA_REPORT=ON: fails where a kernel on any architecture
-# takes more registers than the budget at its head, or spills any to memory; the attention kernels of head dims 192 and 256
-# may spill 64 bytes, since 255 registers a thread are all there are.
+# takes more registers than the budget at its head, or spills any to memory. The attention kernels fill their budget: they may
+# spill 8 bytes, two registers, and those of head dims 192 and 256, for which all the registers that there are do not
+# suffice, 64.
 #
 #   ATTENTION_BIAS_CUDA_REPORT=ON node scripts/install.js 2>&1 | tee build.log; scripts/check-cuda-resources.sh build.log
 set -euo pipefail
@@ -11,7 +12,7 @@ awk '
   /Compiling entry function.*gather_kernel/ { ++gather }
   /bytes spill stores/ {
     match($0, /[0-9]+ bytes spill stores/); spilled = substr($0, RSTART) + 0
-    allowed = name ~ /attention_kernelILi(192|256)E/ ? 64 : 0
+    allowed = name ~ /attention_kernelILi(192|256)E/ ? 64 : name ~ /attention_kernel/ ? 8 : 0
     if (spilled > allowed) { print "spills", spilled, "bytes:", name, arch; ++bad }
   }
   /Used [0-9]+ registers/ {

@@ -23,9 +23,9 @@
 //
 // CMT's shape (1×8×900×56,400×32) is 52 GFLOP and 406 M exp2, 105 µs of an H100's exponent units. Its 8 tiles
 // of queries a head read K and V (58 MB in bf16, 115 MB in float32) 8 times from L2: 84 or 168 µs at 5.5
-// TB/s. Instructions a score of a plain tile, counted in PTX without moves (of a warp, so 8 are the
-// exponent's own time): bf16 8, tf32 12, f32 52 (32 of them multiply-adds), which is 130, 190 and 750 µs of
-// issue at 1.75 GHz. Not yet measured on hardware.
+// TB/s. Instructions a score of a plain tile, counted in PTX without moves (8 take as long to issue as the
+// exponent itself): bf16 8, tf32 13, f32 52, of which 32 are multiply-adds; that is 116, 180 and 740 µs at
+// 1.755 GHz, and copies and plans come on top. Not yet measured on hardware.
 //
 // Registers a thread, budget: 168 for bf16 at head dim 32, three blocks a multiprocessor; else 255, two
 // blocks to head dim 64 and one above (scripts/check-cuda-resources.sh). Shared memory: at most 99 KB a
