@@ -198,6 +198,23 @@ void gathered_shapes() {
   CHECK_EQ(c->lse[0], -kInf);
 }
 
+// How CMT's shape is cut on an H100's 132 multiprocessors: whole waves of blocks.
+void cuts() {
+  context = "cuts";
+  AttentionProblem p;
+  p.extent = {1, 8, 900, 56400};
+  p.head_dim = p.value_dim = 32;
+  for (const auto& [precision, splits] :
+       {std::pair{Precision::kBf16, 6}, {Precision::kTf32, 4}, {Precision::kF32, 8}}) {
+    p.precision = precision;
+    const cuda::AttentionCut cut = cuda::cut_attention(p, 132);
+    CHECK_EQ(cut.splits, splits);
+    CHECK_EQ(cut.grid.x, 64);  // 8 heads of 8 tiles of 128 queries
+    CHECK(int64_t{cut.keys_per_split} * cut.splits >= p.extent.keys);
+    CHECK(int64_t{cut.keys_per_split} * (cut.splits - 1) < p.extent.keys);
+  }
+}
+
 // The choice between the kernels, and that the backend goes by it.
 void choice() {
   context = "choice";
@@ -322,6 +339,7 @@ int main() {
   gathered_windows(150);
   gathered_shapes();
   special_cases([](Case& c) { check_case(c, false, by_gathering); });
+  cuts();
   choice();
   bias_rows(150);
   router_and_project();
