@@ -104,7 +104,7 @@ function windows(queries: number): BiasTerm[] {
 
 /** Router weights, tensors and results in the device's memory. */
 const chainCase: Case = {
-  name: 'chain in device memory',
+  name: 'attention chained in device memory',
   tolerance: TOLERANCES,
   run: async (device) => {
     const made: { dispose: () => void }[] = [];

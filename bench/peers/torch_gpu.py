@@ -245,7 +245,7 @@ def reason_of(error, caught) -> str:
     return "; ".join(dict.fromkeys([f"{type(error).__name__}: {first}", *refusal]))[:400]
 
 
-class Session:
+class Measurements:
     def __init__(self, options):
         self.options = options
         self.wrong = False
@@ -352,9 +352,9 @@ def main() -> int:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     attention, bias, specs = cases.load_cases(options.small)
     by_name = {case["name"]: case for case in [*attention, *bias]}
-    session = Session(options)
+    measurements = Measurements(options)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "none: run on the CPU"
-    session.print(kind="header", torch=torch.__version__, cuda=torch.version.cuda, gpu=gpu)
+    measurements.print(kind="header", torch=torch.__version__, cuda=torch.version.cuda, gpu=gpu)
     for name, precision, peers in PLAN:
         if options.only and not any(matches(name, item) for item in options.only.split(",")):
             continue
@@ -363,19 +363,19 @@ def main() -> int:
             if not (options.check or options.compile_only):
                 work = Bias(case, specs, options.device, precision)
                 for peer in peers:
-                    session.measure(work, peer)
+                    measurements.measure(work, peer)
             continue
         peers = [peer for peer in peers if peer == "flex" or not options.compile_only]
-        if not peers or time.monotonic() > session.deadline:
+        if not peers or time.monotonic() > measurements.deadline:
             for peer in peers:
                 late = {"name": name, "precision": precision, "peer": peer}
-                session.print(kind="peer", **late, notRun="not begun: the time was up")
+                measurements.print(kind="peer", **late, notRun="not begun: the time was up")
             continue
         try:
-            session.attention(Attention(case, specs, options.device, precision, options.eager), peers)
+            measurements.attention(Attention(case, specs, options.device, precision, options.eager), peers)
         except Exception as error:  # the case's own mask or reference, such as for want of memory
-            session.print(kind="peer", name=name, precision=precision, peer="reference", problems=[reason_of(error, [])])
-    return 1 if session.wrong else 0
+            measurements.print(kind="peer", name=name, precision=precision, peer="reference", problems=[reason_of(error, [])])
+    return 1 if measurements.wrong else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@
 #include "core/operations.h"
 #include "core/softmax.h"
 #include "core/terms.h"
-#include "cuda/convert_kernel.cuh"
 #include "cuda/device.cuh"
 #include "cuda/tile_plan.cuh"
 
@@ -111,6 +110,9 @@ struct AttentionTile {
                                          sizeof(uint32_t) * plan_shared_words(kWarps);
   static_assert(kSharedBytes <= 99 * 1024, "what compute capability 8.6 has for a block");
 };
+
+// Rows in bfloat16 are padded to a multiple of 16 bytes.
+AB_HD int32_t padded_dim(int32_t dim) { return (dim + 7) / 8 * 8; }
 
 AB_DEVICE float negative_infinity() { return -__builtin_inff(); }
 

@@ -11,8 +11,6 @@ namespace attention_bias::cuda {
 constexpr int kConvertRun = 8;
 constexpr int kConvertThreads = 256;
 
-AB_HD int32_t padded_dim(int32_t dim) { return (dim + kConvertRun - 1) / kConvertRun * kConvertRun; }
-
 // Elements from `first` on, exactly, in float32.
 AB_KERNEL void AB_LAUNCH_BOUNDS(kConvertThreads, 1)
     widen_kernel(const uint16_t* from, float* to, int64_t first, int64_t end) {
@@ -32,11 +30,12 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kConvertThreads, 1)
   }
 }
 
-// Rows [first_row, …) of `columns` elements as bfloat16, rounded to nearest even and padded with zeros to a
-// multiple of 8, so that the attention kernel copies every row in runs of 16 bytes. `runs` of all these rows.
+// Rows [first_row, …) of `columns` elements as bfloat16, rounded to nearest even and padded with zeros to
+// `runs_of_row` runs, so that the attention kernel copies every row in runs of 16 bytes. `runs` of all these
+// rows.
 AB_KERNEL void AB_LAUNCH_BOUNDS(kConvertThreads, 1)
-    narrow_kernel(const HeadRows from, uint16_t* to, int64_t first_row, int64_t runs, int32_t columns) {
-  const int32_t runs_of_row = padded_dim(columns) / kConvertRun;
+    narrow_kernel(const HeadRows from, uint16_t* to, int64_t first_row, int64_t runs, int32_t runs_of_row,
+                  int32_t columns) {
   int64_t run = static_cast<int64_t>(block_x()) * kConvertThreads + thread_index();
   if (run >= runs) return;
   run += first_row * runs_of_row;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/operations.h"
+#include "cuda/attention_kernel.cuh"
 #include "cuda/convert_kernel.cuh"
 #include "cuda/work.cuh"
 
@@ -69,7 +70,8 @@ class HeadTensor {
     if (narrowed_) {
       const int64_t elements = (end - first) * rows_ * padded();
       work_->launch(narrow_kernel, runs_grid(elements), kConvertThreads, size_t{0}, as_given(), narrowed_,
-                    first * rows_, elements / kConvertRun, static_cast<int32_t>(columns_));
+                    first * rows_, elements / kConvertRun, static_cast<int32_t>(padded() / kConvertRun),
+                    static_cast<int32_t>(columns_));
     }
   }
 

@@ -7,7 +7,7 @@
 
 // A function called from several places of a kernel, that would only make it longer.
 #if defined(__CUDACC__)
-#define AB_DEVICE_CALL __device__ __noinline__
+#define AB_DEVICE_CALL static __device__ __noinline__
 #else
 #define AB_DEVICE_CALL inline
 #endif
