@@ -6,7 +6,18 @@ import { promisify } from 'node:util';
 
 import { open, openCuda } from '../lib/open.js';
 import { referenceAttention, referenceBias } from '../lib/reference.js';
-import { attentionInputs, count, expectError, random, relativeError, termCases, uniform } from './support.js';
+import {
+  attentionInputs,
+  count,
+  expectError,
+  narrowed,
+  random,
+  relativeError,
+  roundedToBfloat16,
+  termCases,
+  uniform,
+  widened,
+} from './support.js';
 import type { NativeBinding } from '../lib/binding.js';
 import type { NativeDevice } from '../lib/native-device.js';
 import type { BiasTerm, TensorLike } from '../lib/index.js';
@@ -185,15 +196,11 @@ async function onDevice<T>(device: NativeDevice, value: T): Promise<T> {
       'bfloat16 tensors are the float32 that they stand for, in %s',
       async (precision) => {
         const inputs = attentionInputs(9, [1, 3, 7, 70]);
-        const narrow = ({ data, shape }: { data: Float32Array; shape: number[] }) => ({
-          data: Uint16Array.from(new Uint32Array(data.buffer), (bits) => bits >>> 16),
-          shape,
-        });
-        const widened = ({ data, shape }: { data: Uint16Array; shape: number[] }) => ({
-          data: new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer),
-          shape,
-        });
-        const bits = { query: narrow(inputs.query), key: narrow(inputs.key), value: narrow(inputs.value) };
+        const bits = {
+          query: narrowed(inputs.query),
+          key: narrowed(inputs.key),
+          value: narrowed(inputs.value),
+        };
         const want = await device.attention({
           query: widened(bits.query),
           key: widened(bits.key),
@@ -332,11 +339,7 @@ async function onDevice<T>(device: NativeDevice, value: T): Promise<T> {
       using bits = await device.bias({ shape, bias, dtype: 'bfloat16' });
       using single = await device.bias({ shape, bias });
       expect(bits.dtype).toBe('bfloat16');
-      const upper = new Uint32Array(single.data.buffer);
-      const nearest = Uint16Array.from(upper, (x) =>
-        (x & 0x7fffffff) < 0x7f800000 ? (x + 0x7fff + ((x >> 16) & 1)) >> 16 : x >>> 16,
-      );
-      expect(bits.data).toEqual(nearest);
+      expect(bits.data).toEqual(roundedToBfloat16(single.data));
       expect(relativeError(single.data, referenceBias({ shape, bias }))).toBeLessThan(1e-6);
       using there = await device.bias({ shape, bias, dtype: 'bfloat16', memory: 'device' });
       expect((await device.toHost(there)).data).toEqual(bits.data);
@@ -488,7 +491,7 @@ async function onDevice<T>(device: NativeDevice, value: T): Promise<T> {
       });
     });
 
-    test('an abort between pieces', async () => {
+    test('an aborted operation rejects, and the next one runs', async () => {
       const controller = new AbortController();
       const inputs = attentionInputs(6, [1, 40, 9, 20_000]);
       const pending = device.attention({ ...inputs, signal: controller.signal });

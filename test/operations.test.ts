@@ -1,7 +1,17 @@
 import { open } from '../lib/index.js';
 import { native } from '../lib/native.js';
 import { referenceAttention, referenceBias } from '../lib/reference.js';
-import { attentionInputs, count, random, relativeError, termCases, uniform } from './support.js';
+import {
+  attentionInputs,
+  count,
+  narrowed,
+  random,
+  relativeError,
+  roundedToBfloat16,
+  termCases,
+  uniform,
+  widened,
+} from './support.js';
 import type { Device } from '../lib/index.js';
 
 const seed = 20240;
@@ -48,15 +58,7 @@ describe.each(isas)('on %s', (isa) => {
   test('bfloat16 tensors are the float32 that they stand for', async () => {
     using device = await openOn(isa, 2);
     const inputs = attentionInputs(seed, [2, 2, 9, 70]);
-    const narrow = ({ data, shape }: { data: Float32Array; shape: number[] }) => ({
-      data: Uint16Array.from(new Uint32Array(data.buffer), (bits) => bits >>> 16),
-      shape,
-    });
-    const widened = ({ data, shape }: { data: Uint16Array; shape: number[] }) => ({
-      data: new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer),
-      shape,
-    });
-    const bits = { query: narrow(inputs.query), key: narrow(inputs.key), value: narrow(inputs.value) };
+    const bits = { query: narrowed(inputs.query), key: narrowed(inputs.key), value: narrowed(inputs.value) };
     const floats = { query: widened(bits.query), key: widened(bits.key), value: widened(bits.value) };
     const want = await device.attention(floats);
     for (const given of [bits, { ...floats, key: bits.key }]) {
@@ -69,10 +71,7 @@ describe.each(isas)('on %s', (isa) => {
 
   test.each(Object.entries(cases))('bias of %s in bfloat16 is the float32, rounded', async (_, c) => {
     using device = await openOn(isa, 2);
-    const single = new Uint32Array((await device.bias(c)).data.buffer);
-    const nearest = (x: number) => (x + 0x7fff + ((x >> 16) & 1)) >>> 16;
-    const infinite = (x: number) => (x & 0x7f800000) === 0x7f800000;
-    const want = Uint16Array.from(single, (x) => (infinite(x) ? x >>> 16 : nearest(x)));
+    const want = roundedToBfloat16((await device.bias(c)).data);
     const got = await device.bias({ ...c, dtype: 'bfloat16' });
     expect(got).toMatchObject({ dtype: 'bfloat16', memory: 'host' });
     expect(got.data).toEqual(want);

@@ -42,6 +42,24 @@ export function relativeError(x: ArrayLike<number>, reference: ArrayLike<number>
   return norm === 0 ? Math.sqrt(difference / x.length) : Math.sqrt(difference / norm);
 }
 
+/** float32 cut to bfloat16. */
+export const narrowed = ({ data, shape }: Dense): Dense<Uint16Array> => ({
+  data: Uint16Array.from(new Uint32Array(data.buffer), (bits) => bits >>> 16),
+  shape,
+});
+
+/** The float32 that bfloat16 stands for. */
+export const widened = ({ data, shape }: Dense<Uint16Array>): Dense => ({
+  data: new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer),
+  shape,
+});
+
+/** float32 rounded to the nearest bfloat16, ties to even; infinities and NaN stay. */
+export const roundedToBfloat16 = (data: Float32Array): Uint16Array =>
+  Uint16Array.from(new Uint32Array(data.buffer), (x) =>
+    (x & 0x7f800000) === 0x7f800000 ? x >>> 16 : (x + 0x7fff + ((x >> 16) & 1)) >>> 16,
+  );
+
 export interface Case {
   /** B, H, Q, K */
   shape: [number, number, number, number];

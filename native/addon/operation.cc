@@ -1,5 +1,6 @@
 #include "addon/operation.h"
 
+#include <iterator>
 #include <utility>
 
 #include "addon/device_buffer.h"
@@ -9,6 +10,12 @@ namespace attention_bias::addon {
 
 Error aborted_error() { return Error(ErrorCode::kAborted, "the operation was aborted"); }
 
+namespace {
+
+constexpr const char* kPlaceNames[] = {"host", "pinned", "device"};  // in the order of Place
+
+}  // namespace
+
 std::shared_ptr<Storage> Maker::make(Place place, int64_t bytes, Storage::Contents contents,
                                      const std::string& what) const {
   if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account);
@@ -17,8 +24,7 @@ std::shared_ptr<Storage> Maker::make(Place place, int64_t bytes, Storage::Conten
 
 Place read_place(Fields* arguments, Place otherwise) {
   if (!arguments->has("memory")) return otherwise;
-  constexpr Place kPlaces[] = {Place::kHost, Place::kPinned, Place::kDevice};
-  return kPlaces[arguments->choice("memory", {"host", "pinned", "device"})];
+  return static_cast<Place>(arguments->choice("memory", {std::begin(kPlaceNames), std::end(kPlaceNames)}));
 }
 
 void Outputs::declare_place(Fields* arguments, const TensorView* main) {
@@ -68,8 +74,7 @@ Napi::Object Outputs::to_js(Napi::Env env, Buffers* buffers) {
     tensor.Set("buffer", buffer_to_js(env, buffers, std::move(output.storage), place_));
     tensor.Set("shape", shape);
     tensor.Set("dtype", dtype_name(output.dtype));
-    constexpr const char* kPlaces[] = {"host", "pinned", "device"};
-    tensor.Set("memory", kPlaces[static_cast<int>(place_)]);
+    tensor.Set("memory", kPlaceNames[static_cast<int>(place_)]);
     result.Set(output.name, tensor);
   }
   return result;

@@ -71,6 +71,10 @@ AB_HD uint16_t bias_to_bf16(float bias) {
   return static_cast<uint16_t>((rounded & kInfinity) == kInfinity ? (rounded & kSign) | kGreatest : rounded);
 }
 
+// Writes a bias in float32, or as the bits of bfloat16.
+AB_HD void set_bias(float* at, float bias) { *at = bias; }
+AB_HD void set_bias(uint16_t* at, float bias) { *at = bias_to_bf16(bias); }
+
 // The float32 that bfloat16 bits are.
 AB_HD float bf16_to_float(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;

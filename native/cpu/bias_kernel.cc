@@ -15,13 +15,10 @@ namespace {
 constexpr int32_t kChunk = 2048;
 constexpr int32_t kPart = 128;
 
-void set(float* at, float bias) { *at = bias; }
-void set(uint16_t* at, float bias) { *at = bias_to_bf16(bias); }
-
 template <class Out>
 void fill(Out* out, int32_t count, float bias) {
   Out value;
-  set(&value, bias);
+  set_bias(&value, bias);
   for (int32_t i = 0; i < count; ++i) out[i] = value;
 }
 
@@ -81,7 +78,7 @@ void write_row(const Term* terms, uint64_t open, double constant, const Tile& ti
       for (uint64_t left = plan.mixed; left != 0; left &= left - 1) {
         add_elements(terms[lowest_bit(left)], part, sums);
       }
-      for (int32_t i = 0; i < count; ++i) set(at + i, round_bias(sums[i]));
+      for (int32_t i = 0; i < count; ++i) set_bias(at + i, round_bias(sums[i]));
     }
   }
 }

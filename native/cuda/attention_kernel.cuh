@@ -68,7 +68,8 @@ struct AttentionArguments {
 
 constexpr int kPlanKeys = 512;  // keys of the coarser of two plans
 
-constexpr float kLog2e = 1.44269504f;
+constexpr double kExactLog2e = 1.4426950408889634;
+constexpr float kLog2e = static_cast<float>(kExactLog2e);
 
 // A row's base follows its greatest score only where that has outgrown it by more than this: e^8 or 2^8,
 // which a sum of float32 holds as well as 1, so that outputs are rescaled in hardly any tile but the first.
@@ -185,14 +186,20 @@ struct KeyTile {
   int turn;  // which of two slots holds its row constants
 };
 
-AB_DEVICE_CALL float add_row_constants(const Term* terms, uint64_t which, const Tile tile, int32_t q,
-                                       float sum) {
+// `sum`, and the terms whose bits are in `which`.
+AB_DEVICE float bias_of(const Term* terms, uint64_t which, int64_t b, int64_t h, int32_t q, int32_t k,
+                        float sum = 0.0f) {
   for (; which != 0; which &= which - 1) {
     sum = add_bias(sum, visit(terms[lowest_bit(which)], [&](const auto& term) {
-                     return term.template value<float>(term.column(tile.b, tile.h, tile.k0), q);
+                     return term.template value<float>(term.column(b, h, k), q);
                    }));
   }
   return sum;
+}
+
+AB_DEVICE_CALL float add_row_constants(const Term* terms, uint64_t which, const Tile tile, int32_t q,
+                                       float sum) {
+  return bias_of(terms, which, tile.b, tile.h, q, tile.k0, sum);
 }
 
 // Walks the tiles of keys [rows.k0, rows.k1) that are not hidden. All threads of the block walk together, and
@@ -211,10 +218,10 @@ class KeyTiles {
       const bool coarse = next_ == block_end_;
       if (!coarse && block_mixed_ == 0) return take({false, 0, 0});
       const Tile tile = tile_to(coarse ? min_i32(next_ + kPlanKeys, rows_.k1) : tile_end());
-      const uint64_t all = a_.term_count == 0 ? 0 : ~uint64_t{0} >> (64 - a_.term_count);
       slot_ ^= 1;
-      const TilePlan plan = plan_together<T::kRows, T::kWarps>(a_.terms, coarse ? all : block_mixed_, tile,
-                                                               plans_ + slot_ * kPlanWords * T::kWarps);
+      const TilePlan plan =
+          plan_together<T::kRows, T::kWarps>(a_.terms, coarse ? all_terms(a_.term_count) : block_mixed_, tile,
+                                             plans_ + slot_ * kPlanWords * T::kWarps);
       if (!coarse && !plan.hidden) return take(plan);
       if (coarse) {
         block_end_ = tile.k1;

@@ -22,7 +22,7 @@ inline AttentionArguments sizes_of(const AttentionProblem& p) {
   a.head_dim = static_cast<int32_t>(p.head_dim);
   a.value_dim = static_cast<int32_t>(p.value_dim);
   a.natural = p.precision == Precision::kF32;
-  a.scale = static_cast<float>(a.natural ? p.scale : p.scale * 1.4426950408889634);
+  a.scale = static_cast<float>(a.natural ? p.scale : p.scale * kExactLog2e);
   return a;
 }
 

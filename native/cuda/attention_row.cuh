@@ -1,20 +1,9 @@
-// One row of attention: the bias of a pair, and parts of keys joined.
+// One row of attention: parts of keys joined.
 #pragma once
 
 #include "cuda/attention_kernel.cuh"
 
 namespace attention_bias::cuda {
-
-// The sum of the terms whose bits are in `which`.
-AB_DEVICE float bias_of(const Term* terms, uint64_t which, int64_t b, int64_t h, int32_t q, int32_t k) {
-  float sum = 0.0f;
-  for (; which != 0; which &= which - 1) {
-    sum = add_bias(sum, visit(terms[lowest_bit(which)], [&](const auto& term) {
-                     return term.template value<float>(term.column(b, h, k), q);
-                   }));
-  }
-  return sum;
-}
 
 // Joins `splits` parts of a row into its result, a warp: states[i·state_stride] and
 // partial[i·partial_stride].

@@ -46,9 +46,6 @@ AB_DEVICE double constant_part(const Term* terms, const Tile& tile, uint64_t* mi
   return sum;
 }
 
-AB_DEVICE void set_element(float* at, float bias) { *at = bias; }
-AB_DEVICE void set_element(uint16_t* at, float bias) { *at = bias_to_bf16(bias); }
-
 // Stores a lane's neighbours from key k on, as 16 bytes where they lie so.
 template <class Out, int kCount>
 AB_DEVICE void store_keys(Out* row, int32_t k, int32_t end, const double (&sums)[kCount]) {
@@ -57,7 +54,7 @@ AB_DEVICE void store_keys(Out* row, int32_t k, int32_t end, const double (&sums)
   Out* at = row + k;
   Out values[kCount];
   AB_UNROLL
-  for (int i = 0; i < kCount; ++i) set_element(values + i, round_bias(sums[i]));
+  for (int i = 0; i < kCount; ++i) set_bias(values + i, round_bias(sums[i]));
   if (k + kCount <= end && (reinterpret_cast<uintptr_t>(at) & 15) == 0) {
     Float4 packed;
     __builtin_memcpy(&packed, values, sizeof packed);

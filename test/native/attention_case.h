@@ -1,8 +1,10 @@
 // Attentions with random inputs, and the cases that every backend must get right.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -67,6 +69,35 @@ inline double error(const std::vector<float>& got, const std::vector<double>& wa
   }
   const double scale = std::fmax(std::sqrt(norm), at_least_one_rms ? std::sqrt(n) : 0);
   return std::sqrt(difference) / (scale > 0 ? scale : std::fmax(1, std::sqrt(n)));
+}
+
+// Whether what a case holds is the reference's result: within the tolerances, and exactly 0 in rows that see
+// no key. Returns the greater of the two errors.
+inline double check_results(const Case& c, const std::vector<double>& out, const std::vector<double>& lse,
+                            double out_tolerance, double lse_tolerance) {
+  const double out_error = error(c.out, out, false), lse_error = error(c.lse, lse, true);
+  report(out_error <= out_tolerance, __FILE__, __LINE__, "out error " + show(out_error));
+  report(lse_error <= lse_tolerance, __FILE__, __LINE__, "lse error " + show(lse_error));
+  for (size_t row = 0; row < lse.size(); ++row) {
+    if (lse[row] != -kInf) continue;
+    const int64_t dv = c.problem.value_dim;
+    for (int64_t d = 0; d < dv; ++d) CHECK_EQ(c.out[row * dv + d], 0.0f);
+  }
+  return std::fmax(out_error, lse_error);
+}
+
+// Runs a case twice, by run(0) and run(1), and checks that both leave the same bits.
+template <class Run>
+void run_twice(Case& c, Run run) {
+  std::vector<float> first[2];
+  for (int i = 0; i < 2; ++i) {
+    std::fill(c.out.begin(), c.out.end(), 123.0f);
+    std::fill(c.lse.begin(), c.lse.end(), 123.0f);
+    run(i);
+    if (i == 0) first[0] = c.out, first[1] = c.lse;
+  }
+  CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
+  CHECK(std::memcmp(first[1].data(), c.lse.data(), c.lse.size() * 4) == 0);
 }
 
 // For a test to write to.

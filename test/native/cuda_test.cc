@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "attention_case.h"
@@ -95,27 +97,11 @@ void check_case(Case& c, bool f32_only = false, Attend attend = by_backend) {
   for (int i = 0; i < (f32_only ? 1 : gathered ? 2 : 3); ++i) {
     c.problem.precision = kPrecisions[i].precision;
     context = name + ", " + kPrecisions[i].name;
-    std::vector<float> first[2];
-    for (int seed = 0; seed < 2; ++seed) {  // another order of threads, the same bits
-      std::fill(c.out.begin(), c.out.end(), 123.0f);
-      std::fill(c.lse.begin(), c.lse.end(), 123.0f);
-      attend(c.problem, seed);
-      if (seed == 0) first[0] = c.out, first[1] = c.lse;
-    }
-    CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
-    CHECK(std::memcmp(first[1].data(), c.lse.data(), c.lse.size() * 4) == 0);
-    const double out_error = error(c.out, out, false), lse_error = error(c.lse, lse, true);
+    run_twice(c, [&](int seed) { attend(c.problem, seed); });  // another order of threads
     double& most = gathered ? greatest_gathered : greatest[i];
-    most = std::fmax(most, std::fmax(out_error, lse_error));
     const double tolerance = kPrecisions[gathered ? 0 : i].tolerance;
     const double low = gathered ? 0 : error_of_rounding(c, c.problem.precision, out);
-    report(out_error <= std::fmax(tolerance, 2 * low), __FILE__, __LINE__, "out error " + show(out_error));
-    report(lse_error <= tolerance, __FILE__, __LINE__, "lse error " + show(lse_error));
-    for (size_t row = 0; row < lse.size(); ++row) {
-      if (lse[row] != -kInf) continue;
-      const int64_t dv = c.problem.value_dim;
-      for (int64_t d = 0; d < dv; ++d) CHECK_EQ(c.out[row * dv + d], 0.0f);
-    }
+    most = std::fmax(most, check_results(c, out, lse, std::fmax(tolerance, 2 * low), tolerance));
   }
   context = name;
 }
@@ -324,6 +310,25 @@ void aborts() {
   auto c = make_case({1, 1, 9, 80}, 8, 8, r);
   const std::atomic<bool> abort{true};
   CHECK_ERROR(backend(0)->attention(c->problem, &abort), ErrorCode::kAborted, "aborted");
+
+  // In the middle: four pieces of two heads, of which the last are not launched any more.
+  context = "abort between pieces";
+  c = make_case({1, 8, 1, 60000}, 8, 8, r);
+  const auto device = backend(0);
+  cuda::launched = {};
+  const auto start = std::chrono::steady_clock::now();
+  device->attention(c->problem, nullptr);
+  const auto whole = std::chrono::steady_clock::now() - start;
+  const int64_t blocks = cuda::launched.blocks;
+  std::atomic<bool> late{false};
+  cuda::launched = {};
+  std::thread timer([&] {
+    std::this_thread::sleep_for(whole / 4);
+    late = true;
+  });
+  CHECK_ERROR(device->attention(c->problem, &late), ErrorCode::kAborted, "aborted");
+  timer.join();
+  CHECK(cuda::launched.blocks < blocks);
 }
 
 }  // namespace

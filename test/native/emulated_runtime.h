@@ -14,11 +14,11 @@
 #include <stdexcept>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
+#include "emulator.h"
+
+#if defined(AB_ASAN)
 #include <sanitizer/asan_interface.h>
 #endif
-
-#include "emulator.h"
 
 namespace attention_bias::cuda {
 
@@ -144,7 +144,7 @@ class Runtime : public MemoryPool {
   void mark_used(void* memory, size_t bytes, size_t held) override {
     unpoison(memory, held);
     std::memset(memory, 0xff, held);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(AB_ASAN)
     ASAN_POISON_MEMORY_REGION(static_cast<char*>(memory) + bytes, held - bytes);
 #endif
     (void)bytes;
@@ -152,7 +152,7 @@ class Runtime : public MemoryPool {
 
  private:
   static void unpoison(void* memory, size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(AB_ASAN)
     ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
 #endif
     (void)memory;

@@ -11,13 +11,6 @@
 #include <string>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define AB_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define AB_ASAN 1
-#endif
-#endif
 #if defined(AB_ASAN)
 #include <sanitizer/common_interface_defs.h>
 // For the scheduler's hot paths, most of a test's time; what kernels touch stays watched.

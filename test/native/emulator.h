@@ -27,6 +27,14 @@
 #if !defined(AB_EMULATED)
 #define AB_EMULATED 1
 #endif
+// Built with AddressSanitizer.
+#if defined(__SANITIZE_ADDRESS__)
+#define AB_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define AB_ASAN 1
+#endif
+#endif
 #define AB_KERNEL inline
 #define AB_LAUNCH_BOUNDS(threads, blocks)
 #define AB_DEVICE inline

@@ -17,14 +17,6 @@
 #include "check.h"
 #include "cuda/device.cuh"
 
-#if defined(__SANITIZE_ADDRESS__)
-#define AB_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define AB_ASAN 1
-#endif
-#endif
-
 namespace attention_bias::test {
 namespace {
 
