@@ -105,9 +105,11 @@ struct AttentionTile {
   static constexpr int kBiasStride = kKeys + 8;
   static constexpr size_t kStageBytes = sizeof(Element) * 2 * kKeys * kStride;
   static constexpr size_t kBiasFloats = kRows * kBiasStride;
+  // What is known of a tile's biases: a constant of each row, and which terms are mixed, as two words.
+  static constexpr int kSlotFloats = kRows + 2;
   static constexpr size_t kQueryFloats = kSharesQuery ? kRows * kQueryStride : 0;
   static constexpr size_t kSharedBytes = kStages * kStageBytes +
-                                         sizeof(float) * (kBiasFloats + kQueryFloats + 2 * kRows) +
+                                         sizeof(float) * (kBiasFloats + kQueryFloats + 2 * kSlotFloats) +
                                          sizeof(uint32_t) * plan_shared_words(kWarps);
   static_assert(kSharedBytes <= 99 * 1024, "what compute capability 8.6 has for a block");
 };
@@ -182,8 +184,8 @@ AB_DEVICE void multiply(float (&sum)[4], const Fragment<kPrecision, 4>& a, const
 // A tile of keys that is not hidden.
 struct KeyTile {
   int32_t k0, k1;  // none where k0 == k1
-  uint64_t mixed;
-  int turn;  // which of two slots holds its row constants
+  bool mixed;
+  int turn;  // which of two slots in shared memory tells of its biases
 };
 
 // `sum`, and the terms whose bits are in `which`.
@@ -207,10 +209,10 @@ AB_DEVICE_CALL float add_row_constants(const Term* terms, uint64_t which, const 
 template <class T>
 class KeyTiles {
  public:
-  // In shared memory: `constants` [2][T::kRows] gets the row constants of the tiles, −∞ for a hidden row, in
-  // the unit of scores unless the tile has mixed terms; `plans` is for planning.
-  AB_DEVICE KeyTiles(const AttentionArguments& a, const Tile& rows, float* constants, uint32_t* plans)
-      : a_(a), rows_(rows), constants_(constants), plans_(plans), next_(rows.k0), block_end_(rows.k0) {}
+  // In shared memory: `slots` [2][T::kSlotFloats] gets the row constants of the tiles, −∞ for a hidden row,
+  // in the unit of scores unless the tile has mixed terms, and those terms; `plans` is for planning.
+  AB_DEVICE KeyTiles(const AttentionArguments& a, const Tile& rows, float* slots, uint32_t* plans)
+      : a_(a), rows_(rows), slots_(slots), plans_(plans), next_(rows.k0), block_end_(rows.k0) {}
 
   AB_DEVICE KeyTile next() {
     while (next_ != rows_.k1) {
@@ -230,7 +232,7 @@ class KeyTiles {
       }
       if (plan.hidden) next_ = tile.k1;
     }
-    return {next_, next_, 0, 0};
+    return {next_, next_, false, 0};
   }
 
  private:
@@ -240,10 +242,12 @@ class KeyTiles {
   AB_DEVICE KeyTile take(const TilePlan& plan) {
     turn_ ^= 1;
     const float constant = add_constants(plan.row_constant, block_constant_);
+    float* slot = slots_ + turn_ * T::kSlotFloats;
     if (thread_index() < T::kRows) {
-      constants_[turn_ * T::kRows + thread_index()] = plan.mixed != 0 ? constant : to_unit(constant, T::kF32);
+      slot[thread_index()] = plan.mixed != 0 ? constant : to_unit(constant, T::kF32);
     }
-    const KeyTile found = {next_, tile_end(), plan.mixed, turn_};
+    if (thread_index() == 0) __builtin_memcpy(slot + T::kRows, &plan.mixed, sizeof plan.mixed);
+    const KeyTile found = {next_, tile_end(), plan.mixed != 0, turn_};
     next_ = found.k1;
     return found;
   }
@@ -257,7 +261,7 @@ class KeyTiles {
 
   const AttentionArguments& a_;
   const Tile& rows_;
-  float* constants_;
+  float* slots_;
   uint32_t* plans_;
   int slot_ = 0, turn_ = 0;
   int32_t next_, block_end_;
@@ -269,13 +273,14 @@ class KeyTiles {
 // each thread a key's column and a share of the rows, or for additive local terms a row and the keys near it.
 // Ends with a barrier.
 template <class T>
-AB_DEVICE_CALL void evaluate_bias(const Term* terms, uint64_t mixed, const Tile tile, const float* constants,
-                                  float* bias) {
+AB_DEVICE_CALL void evaluate_bias(const Term* terms, const Tile tile, const float* slot, float* bias) {
+  uint64_t mixed;
+  __builtin_memcpy(&mixed, slot + T::kRows, sizeof mixed);
   constexpr int kShares = T::kThreads / T::kKeys;
   const int key = thread_index() % T::kKeys, share = thread_index() / T::kKeys;
   const int32_t k = min_i32(tile.k0 + key, tile.k1 - 1);  // beyond the end: the last again, never read
   const int rows = tile.q1 - tile.q0;
-  for (int row = share; row < T::kRows; row += kShares) bias[row * T::kBiasStride + key] = constants[row];
+  for (int row = share; row < T::kRows; row += kShares) bias[row * T::kBiasStride + key] = slot[row];
   uint64_t local = 0;
   for (uint64_t left = mixed; left != 0; left &= left - 1) {
     const bool evaluated = visit(terms[lowest_bit(left)], [&](const auto& term) {
@@ -391,7 +396,7 @@ class AttentionBlock {
     bias_ = reinterpret_cast<float*>(stages + T::kStages * T::kStageBytes);
     shared_query_ = bias_ + T::kBiasFloats;
     constants_ = shared_query_ + T::kQueryFloats;
-    KeyTiles<T> tiles(a_, rows_, constants_, reinterpret_cast<uint32_t*>(constants_ + 2 * T::kRows));
+    KeyTiles<T> tiles(a_, rows_, constants_, reinterpret_cast<uint32_t*>(constants_ + 2 * T::kSlotFloats));
     if constexpr (T::kHoldsQuery) {
       AB_UNROLL
       for (int step = 0; step < kSteps; ++step) load_query(step, held_[step]);
@@ -406,9 +411,9 @@ class AttentionBlock {
       barrier();  // the tile is there, and all are done with the one before
       const KeyTile following = tiles.next();
       copy(following, stages + (stage ^ 1) * T::kStageBytes);
-      if (tile.mixed != 0) {
+      if (tile.mixed) {
         const Tile part = {rows_.b, rows_.h, rows_.q0, rows_.q1, tile.k0, tile.k1};
-        evaluate_bias<T>(a_.terms, tile.mixed, part, constants_ + tile.turn * T::kRows, bias_);
+        evaluate_bias<T>(a_.terms, part, constants_ + tile.turn * T::kSlotFloats, bias_);
       }
       const Element* keys = reinterpret_cast<const Element*>(stages + stage * T::kStageBytes);
       if (has_rows) attend(tile, keys, keys + T::kKeys * T::kStride);
@@ -540,8 +545,8 @@ class AttentionBlock {
   // One tile of keys, of a warp that has rows.
   AB_DEVICE void attend(const KeyTile& tile, const Element* keys, const Element* values) {
     // Biases in shared memory: a row's constant, or where the tile is mixed a number for each pair.
-    const float* constants = constants_ + tile.turn * T::kRows;
-    bool plain = tile.mixed == 0 && tile.k1 - tile.k0 == T::kKeys;
+    const float* constants = constants_ + tile.turn * T::kSlotFloats;
+    bool plain = !tile.mixed && tile.k1 - tile.k0 == T::kKeys;
     AB_UNROLL
     for (int i = 0; i < kRows; ++i) plain &= constants[row_in_block(i)] != negative_infinity();
     if (plain) seen_ = (1u << kRows) - 1;
@@ -566,7 +571,7 @@ class AttentionBlock {
         for (int j = 0; j < 2; ++j) {
           const int key = first + 8 * n + 2 * quad_ + j, row = row_in_block(i);
           const float bias =
-              tile.mixed != 0 ? to_unit(bias_[row * T::kBiasStride + key], kNatural) : constants[row];
+              tile.mixed ? to_unit(bias_[row * T::kBiasStride + key], kNatural) : constants[row];
           const bool hide = bias == negative_infinity() || tile.k0 + key >= tile.k1;
           seen_ |= static_cast<uint32_t>(!hide) << i;
           float& score = scores[i / 2][n][i % 2 * 2 + j];
@@ -737,7 +742,7 @@ class AttentionBlock {
   const AttentionArguments& a_;
   int group_, quad_;
   float* bias_ = nullptr;          // [T::kRows][kBiasStride] in shared memory
-  float* constants_ = nullptr;     // [2][T::kRows] in shared memory
+  float* constants_ = nullptr;     // [2][T::kSlotFloats] in shared memory
   float* shared_query_ = nullptr;  // [T::kRows][kQueryStride] in shared memory
   Tile rows_ = {};
   int64_t row_;  // b·H + h
