@@ -7,7 +7,8 @@
 //   scores   8 (4 with 16 registers) keys × 3 vectors of accumulators over d, starting at the bias, so a
 //            row-constant bias costs no instruction a score. Kept in L1: 64 × 48 floats are 12 KB.
 //   softmax  one exp a score, in registers. The base is a lazy maximum: it moves only when a score passes
-//            it by kSlack.
+//            it by kSlack. Where a tile's bias is constant along keys its scores start at bias − base, and
+//            nothing is left to subtract.
 //   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the output of
 //            the block of keys, and that at its end to the running total with a compensation term (Kahan).
 //            Adding key by key into one total loses accuracy in a long row: 9e-6 at 56,400 equal keys.
@@ -35,6 +36,7 @@ constexpr int kTileKeys = 64;
 constexpr int kKeyBlock = 512;
 constexpr int kKeyBlockFloats = 64 * 1024;  // keys and values of a block of keys: 256 KB, for L2
 constexpr float kSlack = 7.0f;              // exp(7) = 1097: far from overflow, and sums keep their accuracy
+constexpr float kFar = 4096.0f;             // bases beyond are not folded into the scores: see attend_tile
 constexpr float kInfinity = __builtin_inff();
 
 // scores += query·key over `dims` dimensions; the head's own, and one panel more for each lowRank term.
@@ -54,7 +56,7 @@ struct Block {
   float* total;  // likewise of the blocks before; the same as output where there is but one block of keys
   float* lost;   // what total lacks by rounding
   float* base;   // [kQueries] each
-  float* limit;  // the score above which the base moves: base + kSlack, or −∞ while there is no base
+  float* limit;  // what a score may be above the base before that moves: kSlack, or −∞ while there is none
   float* seen;   // 1 where a key was visible
 };
 
@@ -140,36 +142,47 @@ AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int c
 
 // ---- softmax ---------------------------------------------------------------------------------------------
 
-// Scores to probabilities exp(score − base), added up in sum.
-template <int NV>
-AB_INLINE void exp_tile(float* scores, int count, const Vec* base, Vec* sum) {
+// Scores to probabilities exp(score − subtract), added up in sum.
+template <int NV, bool kSubtract>
+AB_INLINE void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) sum[v] = Vec{};
   for (int k = 0; k < count; ++k) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       float* at = scores + k * kQueries + v * kLanes;
-      const Vec p = exp_vec(load(at) - base[v]);
+      const Vec p = exp_vec(kSubtract ? load(at) - subtract[v] : load(at));
       store(at, p);
       sum[v] += p;
     }
   }
 }
 
-// Moves the base of the lanes whose greatest score passes their limit, and rescales what they have summed.
+// Whether a base is beyond kFar.
+AB_INLINE bool any_far(Vec base) {
+  return any_greater(base, Vec{} + kFar) || any_greater(Vec{} - kFar, base);
+}
+
+// Moves the base of the lanes whose greatest score, above[v] over their base, passes their limit, and
+// rescales what they have summed. moved[v] is by how much.
 template <int NV>
-AB_INLINE void move_base(const Work& w, const Block& block, const Vec* greatest, Vec* base) {
+AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Vec* base, Vec* moved,
+                         bool* far) {
   Vec factor[NV];
+  *far = false;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     const Vec limit = load(block.limit + v * kLanes);
-    const VecInt move = greatest[v] > limit;
+    const VecInt move = above[v] > limit;
+    const Vec next = move ? base[v] + above[v] : base[v];
     // A lane without a base has nothing to rescale; 1 keeps its zeros.
     const VecInt rescale = move & (limit != -kInfinity);
-    factor[v] = rescale ? exp_vec(base[v] - greatest[v]) : Vec{} + 1.0f;
-    base[v] = move ? greatest[v] : base[v];
-    store(block.base + v * kLanes, base[v]);
-    store(block.limit + v * kLanes, move ? base[v] + kSlack : limit);
+    moved[v] = move ? next - base[v] : Vec{};
+    factor[v] = rescale ? exp_vec(-moved[v]) : Vec{} + 1.0f;
+    base[v] = next;
+    *far |= any_far(next);
+    store(block.base + v * kLanes, next);
+    store(block.limit + v * kLanes, move ? Vec{} + kSlack : limit);
   }
   float* const sums[3] = {block.output, block.total, block.lost};
   for (int i = 0; i < (w.one_key_block ? 1 : 3); ++i) {
@@ -360,23 +373,33 @@ void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greate
   }
 }
 
+// With kBias the tile's biases are in memory, and what scores subtract of the base they subtract in the end.
 template <int NV, bool kBias, bool kCareful>
-void attend_tile(const Work& w, Block& block, const Panel* panels, const Tile& tile, const float* row,
-                 uint64_t patches) {
+void attend_tile(const Work& w, const Block& block, const Panel* panels, const Tile& tile, const float* row,
+                 uint64_t patches, bool* far) {
   const int count = tile.k1 - tile.k0;
-  Vec constants[NV], base[NV], greatest[NV], sum[NV];
+  Vec start[NV], base[NV], greatest[NV], moved[NV], sum[NV];
   bool passed = false;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    constants[v] = load(row + v * kLanes);
     base[v] = load(block.base + v * kLanes);
+    start[v] = load(row + v * kLanes) - base[v];
   }
-  score_tile<NV, kBias>(w, panels, tile.k0, count, constants, greatest);
+  score_tile<NV, kBias>(w, panels, tile.k0, count, start, greatest);
   if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
 #pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) passed |= any_greater(greatest[v], load(block.limit + v * kLanes));
-  if (passed) move_base<NV>(w, block, greatest, base);
-  exp_tile<NV>(w.scores, count, base, sum);
+  for (int v = 0; v < NV; ++v) {
+    if (kBias) greatest[v] -= base[v];
+    passed |= any_greater(greatest[v], load(block.limit + v * kLanes));
+  }
+  if (passed) move_base<NV>(w, block, greatest, base, moved, far);
+  if (kBias) {
+    exp_tile<NV, true>(w.scores, count, base, sum);
+  } else if (passed) {
+    exp_tile<NV, true>(w.scores, count, moved, sum);
+  } else {
+    exp_tile<NV, false>(w.scores, count, moved, sum);
+  }
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     float* at = block.output + w.problem->value_dim * kQueries + v * kLanes;
@@ -400,11 +423,14 @@ void mark_seen(const Block& block, const float* tile_bias, int count) {
 }
 
 template <int NV, bool kCareful>
-void attend_keys(const Work& w, Block& block, const Panel* panels, const Tile& keys) {
+void attend_keys(const Work& w, const Block& block, const Panel* panels, const Tile& keys) {
   const TilePlan plan = plan_tile(w.terms, w.element_terms, keys);
   if (plan.hidden) return;
   alignas(kVectorBytes) float block_row[kQueries] = {};
   add_row_constants(w.terms, plan.row_constant, keys, block_row);
+  bool far = false;
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) far |= any_far(load(block.base + v * kLanes));
   Tile tile = keys;
   for (; tile.k0 < keys.k1; tile.k0 = tile.k1) {
     tile.k1 = min_i32(tile.k0 + kTileKeys, keys.k1);
@@ -413,13 +439,13 @@ void attend_keys(const Work& w, Block& block, const Panel* panels, const Tile& k
     alignas(kVectorBytes) float row[kQueries];
     for (int q = 0; q < kQueries; ++q) row[q] = block_row[q];
     add_row_constants(w.terms, part.row_constant, tile, row);
-    if ((part.mixed & ~w.patch_terms) != 0 || kCareful || any_hidden(row, kQueries)) {
+    if ((part.mixed & ~w.patch_terms) != 0 || kCareful || far || any_hidden(row, kQueries)) {
       fill_tile_bias(w, part.mixed, tile, row);
       mark_seen(block, w.tile_bias, tile.k1 - tile.k0);
-      attend_tile<NV, true, kCareful>(w, block, panels, tile, row, 0);
+      attend_tile<NV, true, kCareful>(w, block, panels, tile, row, 0, &far);
     } else {
       for (int q = 0; q < kQueries; ++q) block.seen[q] = 1.0f;
-      attend_tile<NV, false, false>(w, block, panels, tile, row, part.mixed);
+      attend_tile<NV, false, false>(w, block, panels, tile, row, part.mixed, &far);
     }
   }
   if (!w.one_key_block) fold_output<NV>(w, block);
@@ -450,7 +476,7 @@ void reset(const Work& w, const Block& block) {
 
 // Everything of one block over keys [k0, k1).
 template <bool kCareful>
-void attend(const Work& w, Block& block, int32_t q0, int32_t q1, int32_t k0, int32_t k1) {
+void attend(const Work& w, const Block& block, int32_t q0, int32_t q1, int32_t k0, int32_t k1) {
   const AttentionTask& t = *w.task;
   Panel panels[kMaxPanels];
   panels[0] = {block.packed, w.key, w.problem->head_dim, static_cast<int32_t>(w.problem->head_dim)};
@@ -574,13 +600,13 @@ bool attention(const AttentionTask& t) {
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
-      Block block = block_at(q0);
+      const Block block = block_at(q0);
       attend<false>(w, block, q0, min_i32(q0 + kQueries, t.q1), k0, min_i32(k0 + step, t.k1));
     }
   }
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
     const int32_t q1 = min_i32(q0 + kQueries, t.q1);
-    Block block = block_at(q0);
+    const Block block = block_at(q0);
     // A hidden key's NaN or infinite value times its probability 0 is NaN too: once more, leaving hidden
     // pairs out.
     if (w.element_terms != 0 && any_nan(w, block, q1 - q0)) {

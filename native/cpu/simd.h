@@ -69,25 +69,30 @@ AB_INLINE bool any_greater(Vec a, Vec b) {
 }
 
 // e^x for x ≤ 88, to 3e-7 relative from −8 to 12 (9e-7 without FMA) and 4e-6 at the ends, where x's own
-// rounding counts; 0 for x below −87.3 (where float32 would be subnormal); NaN for NaN.
-// 2^n·p(f) with x·log2 e = n + f, |f| ≤ 1/2, p of degree 5.
+// rounding counts; 0 where float32 would be subnormal (with AVX-512, where it would be 0); NaN for NaN.
+// 2^n·p(f) with x·log2 e = n + f, |f| ≤ 1/2, p of degree 5. Comparing would take a multiplier's slot on Zen
+// 4, as the maximum and vscalefps don't.
 AB_INLINE Vec exp_vec(Vec x) {
   constexpr float kLog2e = 1.44269504f;
   constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it leaves n in the low bits
+#if defined(__AVX512F__)
+  constexpr float kZero = -105.0f;  // 2^−151 rounds to 0
+#else
+  constexpr float kZero = -88.0f;  // n = −127, whose power is 0 below
+#endif
+  x = max_or_second(splat(kZero), x);
   const Vec shifted = x * kLog2e + kRound;
-  const Vec f = x * kLog2e - (shifted - kRound);
+  const Vec n = shifted - kRound;
+  const Vec f = x * kLog2e - n;
   Vec p = f * 0.00132647222f + 0.00967151299f;
   p = p * f + 0.0555073376f;
   p = p * f + 0.240222421f;
   p = p * f + 0.693146978f;
   p = p * f + 1.0f;
-  const Vec power = (Vec)(((VecInt)shifted + 127) << 23);
-  const Vec result = p * power;
 #if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ),
-                                  (__m512)result);
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  return x < -87.3f ? Vec{} : result;
+  return p * (Vec)(((VecInt)shifted + 127) << 23);
 #endif
 }
 
