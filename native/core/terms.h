@@ -13,6 +13,9 @@
 // its tensors hold: most_visible(keys) is that bound for a row of `keys` keys, and visible_runs(tile, q, f)
 // calls f(begin, end) for the runs of exactly those keys of the tile that query q sees, each key once, so
 // that kernels visit no other and need not evaluate the term.
+// A kLocal term's near(tile, q, f) gives runs of one row of cells each, and row_values<Real>(b, q, begin,
+// end, f) is f(k, value) for every key of such a run. A term whose class follows from segments of keys alone,
+// near() aside, has next_cut(k, end): the keys from k to it, at most to `end`, are of one segment or of none.
 //
 // and, for backends that keep the terms in memory of their own, either each_tensor(f), which calls f with
 // each pointer to a tensor's memory, or an array `segments` of `count` structs that have it.
@@ -324,6 +327,11 @@ struct DenoisingTerm {
 // ---------------------------------------------------------------------------------------------------------------
 // Segments of keys: modalities and grids of cells
 
+// The first of a segment's two ends that lies beyond k, or `end` where that comes before.
+AB_HD int32_t cut_of(int32_t start, int32_t segment_end, int32_t k, int32_t end) {
+  return min_i32(k < start ? start : k < segment_end ? segment_end : end, end);
+}
+
 struct ModalitySegment {
   int32_t start, end;    // keys [start, end)
   const float* weights;  // [B, Q]
@@ -355,6 +363,10 @@ struct ModalityTerm {
     return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength)
                    : Real(0);
   }
+  AB_HD int32_t next_cut(int32_t k, int32_t end) const {
+    for (int32_t i = 0; i < count; ++i) end = cut_of(segments[i].start, segments[i].end, k, end);
+    return end;
+  }
   AB_HD TileClass tile_class(const Tile& t) const {
     for (int32_t i = 0; i < count; ++i) {
       if (t.k1 <= segments[i].start || t.k0 >= segments[i].end) continue;
@@ -376,6 +388,8 @@ struct CellGrid {
 struct Cell {
   const float* centers;  // of batch row b, or null where the key is outside the grid
   float view, y, x;
+
+  AB_HD Cell right(int32_t cells) const { return {centers, view, y, x + static_cast<float>(cells)}; }
 };
 
 AB_HD bool in_grid(const CellGrid& grid, int32_t k) { return k >= grid.start && k < grid.end; }
@@ -480,13 +494,20 @@ struct SpatialTerm {
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     if (!column.cell.centers) return Real(0);
-    const Center c = center_of(column.cell.centers, column.components, q);
-    const Real dy = static_cast<Real>(column.cell.y) - static_cast<Real>(c.y);
-    const Real dx = static_cast<Real>(column.cell.x) - static_cast<Real>(c.x);
-    const Real distance = square_root(dy * dy + dx * dx);
-    const Real share = Real(1) - distance / static_cast<Real>(column.radius);
-    const bool near = c.view == column.cell.view && share > Real(0);  // false for NaN
-    return near ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share : Real(0);
+    const Real share =
+        share_of<Real>(column.cell, center_of(column.cell.centers, column.components, q), column.radius);
+    return share > Real(0) ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share
+                           : Real(0);
+  }
+  template <class Real, class F>
+  AB_HD void row_values(int64_t b, int32_t q, int32_t begin, int32_t end, F&& f) const {
+    const Column first = column(b, 0, begin);
+    const Center center = center_of(first.cell.centers, first.components, q);
+    const Real scale = static_cast<Real>(first.weights[q]) * static_cast<Real>(strength);
+    for (int32_t k = begin; k < end; ++k) {
+      const Real share = share_of<Real>(first.cell.right(k - begin), center, first.radius);
+      f(k, share > Real(0) ? scale * share : Real(0));
+    }
   }
   // Runs of the tile's keys within the radius of query q.
   template <class F>
@@ -501,6 +522,7 @@ struct SpatialTerm {
     }
   }
   AB_HD float outside(int32_t) const { return 0.0f; }
+  AB_HD int32_t next_cut(int32_t, int32_t end) const { return end; }
   AB_HD TileClass tile_class(const Tile& t) const {
     bool touched = false;
     for (int32_t q = t.q0; q < t.q1 && !touched; ++q)
@@ -509,6 +531,14 @@ struct SpatialTerm {
   }
 
  private:
+  // 1 − dist/radius; not above 0 for a cell of another view, nor for NaN.
+  template <class Real>
+  AB_HD static Real share_of(const Cell& cell, const Center& center, float radius) {
+    const Real dy = static_cast<Real>(cell.y) - static_cast<Real>(center.y);
+    const Real dx = static_cast<Real>(cell.x) - static_cast<Real>(center.x);
+    const Real share = Real(1) - square_root(dy * dy + dx * dx) / static_cast<Real>(radius);
+    return center.view == cell.view ? share : Real(0);
+  }
   AB_HD static float square_root(float x) { return __builtin_sqrtf(x); }
   AB_HD static double square_root(double x) { return __builtin_sqrt(x); }
 };
@@ -548,11 +578,17 @@ struct WindowTerm {
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     if (!column.cell.centers) return Real(0);
-    const Center c = center_of(column.cell.centers, column.components, q);
-    const float dy = column.cell.y - __builtin_floorf(c.y), dx = column.cell.x - __builtin_floorf(c.x);
-    const bool near = c.view == column.cell.view && __builtin_fabsf(dy) <= column.half &&
-                      __builtin_fabsf(dx) <= column.half;  // false for NaN
-    return near ? Real(0) : hidden<Real>();
+    return in_window(column.cell, center_of(column.cell.centers, column.components, q), column.half)
+               ? Real(0)
+               : hidden<Real>();
+  }
+  template <class Real, class F>
+  AB_HD void row_values(int64_t b, int32_t q, int32_t begin, int32_t end, F&& f) const {
+    const Column first = column(b, 0, begin);
+    const Center center = center_of(first.cell.centers, first.components, q);
+    for (int32_t k = begin; k < end; ++k) {
+      f(k, in_window(first.cell.right(k - begin), center, first.half) ? Real(0) : hidden<Real>());
+    }
   }
   // Runs of the tile's keys in the windows of query q.
   template <class F>
@@ -569,6 +605,10 @@ struct WindowTerm {
     bool inside = false;
     for (int32_t i = 0; i < count; ++i) inside |= in_grid(segments[i].grid, k);
     return inside ? hidden<float>() : 0.0f;
+  }
+  AB_HD int32_t next_cut(int32_t k, int32_t end) const {
+    for (int32_t i = 0; i < count; ++i) end = cut_of(segments[i].grid.start, segments[i].grid.end, k, end);
+    return end;
   }
   AB_HD TileClass tile_class(const Tile& t) const {
     int32_t covered = 0;  // keys of the tile that lie in segments
@@ -603,6 +643,13 @@ struct WindowTerm {
       if (begin < end) f(begin, end);
       if (i < count) begin = max_i32(begin, segments[i].grid.end);
     }
+  }
+
+ private:
+  AB_HD static bool in_window(const Cell& cell, const Center& center, float half) {
+    const float dy = cell.y - __builtin_floorf(center.y), dx = cell.x - __builtin_floorf(center.x);
+    return center.view == cell.view && __builtin_fabsf(dy) <= half &&
+           __builtin_fabsf(dx) <= half;  // false for NaN
   }
 };
 
@@ -643,6 +690,12 @@ struct ShiftedWindowTerm {
   AB_HD TileClass tile_class(const Tile& t) const {
     const Column c = column(t.b, t.h, t.k0);
     return c.split_y == height && c.split_x == width ? TileClass::kZero : TileClass::kMixed;
+  }
+  // The first batch row of the same values as b's: of the window's row and column only the wrapping counts.
+  AB_HD int64_t first_alike(int64_t b) const {
+    const Column c = column(b, 0, 0);
+    const int64_t y = c.split_y < height ? windows_y - 1 : 0, x = c.split_x < width ? windows_x - 1 : 0;
+    return y * windows_x + x;
   }
 };
 
