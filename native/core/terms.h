@@ -13,9 +13,10 @@
 // its tensors hold: most_visible(keys) is that bound for a row of `keys` keys, and visible_runs(tile, q, f)
 // calls f(begin, end) for the runs of exactly those keys of the tile that query q sees, each key once, so
 // that kernels visit no other and need not evaluate the term.
-// A kLocal term's near(tile, q, f) gives runs of one row of cells each, and row_values<Real>(b, q, begin,
-// end, f) is f(k, value) for every key of such a run. A term whose class follows from segments of keys alone,
-// near() aside, has next_cut(k, end): the keys from k to it, at most to `end`, are of one segment or of none.
+// A kLocal term that hides shows just the keys of near(), with value 0; any other has near_values<Real>(tile,
+// q, f), which calls f(begin, end, value) for the same runs, value(i) being that of key begin + i. A term
+// whose class follows from segments of keys, near() aside, has next_cut(k, end): the keys from k up to it, at
+// most `end`, lie in one segment or in none.
 //
 // and, for backends that keep the terms in memory of their own, either each_tensor(f), which calls f with
 // each pointer to a tensor's memory, or an array `segments` of `count` structs that have it.
@@ -64,13 +65,16 @@ AB_HD float round_bias(double sum) {
   return static_cast<float>(sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum);
 }
 
+// The bits of the nearest bfloat16, ties to even, of finite ones that don't round to infinity.
+AB_HD uint32_t nearest_bf16(uint32_t bits) { return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; }
+
 // The nearest bfloat16 of a bias, ties to even, by its bits. Finite stays finite: only a mask hides.
 AB_HD uint16_t bias_to_bf16(float bias) {
   uint32_t bits;
   __builtin_memcpy(&bits, &bias, 4);
   constexpr uint32_t kInfinity = 0x7f80, kGreatest = 0x7f7f, kSign = 0x8000;
   if ((bits >> 16 & kInfinity) == kInfinity) return static_cast<uint16_t>(bits >> 16);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const uint32_t rounded = nearest_bf16(bits);
   return static_cast<uint16_t>((rounded & kInfinity) == kInfinity ? (rounded & kSign) | kGreatest : rounded);
 }
 
@@ -388,8 +392,6 @@ struct CellGrid {
 struct Cell {
   const float* centers;  // of batch row b, or null where the key is outside the grid
   float view, y, x;
-
-  AB_HD Cell right(int32_t cells) const { return {centers, view, y, x + static_cast<float>(cells)}; }
 };
 
 AB_HD bool in_grid(const CellGrid& grid, int32_t k) { return k >= grid.start && k < grid.end; }
@@ -494,20 +496,10 @@ struct SpatialTerm {
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     if (!column.cell.centers) return Real(0);
-    const Real share =
-        share_of<Real>(column.cell, center_of(column.cell.centers, column.components, q), column.radius);
+    const Center center = center_of(column.cell.centers, column.components, q);
+    const Real share = share_of<Real>(column.cell, center, Real(1) / static_cast<Real>(column.radius));
     return share > Real(0) ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share
                            : Real(0);
-  }
-  template <class Real, class F>
-  AB_HD void row_values(int64_t b, int32_t q, int32_t begin, int32_t end, F&& f) const {
-    const Column first = column(b, 0, begin);
-    const Center center = center_of(first.cell.centers, first.components, q);
-    const Real scale = static_cast<Real>(first.weights[q]) * static_cast<Real>(strength);
-    for (int32_t k = begin; k < end; ++k) {
-      const Real share = share_of<Real>(first.cell.right(k - begin), center, first.radius);
-      f(k, share > Real(0) ? scale * share : Real(0));
-    }
   }
   // Runs of the tile's keys within the radius of query q.
   template <class F>
@@ -515,10 +507,27 @@ struct SpatialTerm {
     for (int32_t i = 0; i < count; ++i) {
       const SpatialSegment& s = segments[i];
       if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
-      const Center c = center_of(s.grid.centers + t.b * queries * s.grid.components, s.grid.components, q);
-      // One cell of slack: the bounds are rounded, and the cells at them have a share of 0 anyway.
-      const float r = s.radius;
-      runs_of(s.grid, box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1), t, f);
+      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
+      runs_of(s.grid, box_of(s, center_of(centers, s.grid.components, q)), t, f);
+    }
+  }
+  template <class Real, class F>
+  AB_HD void near_values(const Tile& t, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const SpatialSegment& s = segments[i];
+      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
+      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
+      const Center center = center_of(centers, s.grid.components, q);
+      const Real scale = static_cast<Real>(s.weights[t.b * queries + q]) * static_cast<Real>(strength);
+      const Real inverse = Real(1) / static_cast<Real>(s.radius);
+      runs_of(s.grid, box_of(s, center), t, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
+        const Cell first = cell_of(s.grid, t.b, queries, begin);
+        f(begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
+          const Cell cell = {first.centers, first.view, first.y, first.x + static_cast<float>(k)};
+          const Real share = share_of<Real>(cell, center, inverse);
+          return share > Real(0) ? scale * share : Real(0);
+        });
+      });
     }
   }
   AB_HD float outside(int32_t) const { return 0.0f; }
@@ -531,12 +540,17 @@ struct SpatialTerm {
   }
 
  private:
+  // One cell of slack: the bounds are rounded, and the cells at them have a share of 0 anyway.
+  AB_HD static CellBox box_of(const SpatialSegment& s, const Center& c) {
+    const float r = s.radius;
+    return box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1);
+  }
   // 1 − dist/radius; not above 0 for a cell of another view, nor for NaN.
   template <class Real>
-  AB_HD static Real share_of(const Cell& cell, const Center& center, float radius) {
+  AB_HD static Real share_of(const Cell& cell, const Center& center, Real inverse_radius) {
     const Real dy = static_cast<Real>(cell.y) - static_cast<Real>(center.y);
     const Real dx = static_cast<Real>(cell.x) - static_cast<Real>(center.x);
-    const Real share = Real(1) - square_root(dy * dy + dx * dx) / static_cast<Real>(radius);
+    const Real share = Real(1) - square_root(dy * dy + dx * dx) * inverse_radius;
     return center.view == cell.view ? share : Real(0);
   }
   AB_HD static float square_root(float x) { return __builtin_sqrtf(x); }
@@ -578,17 +592,11 @@ struct WindowTerm {
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     if (!column.cell.centers) return Real(0);
-    return in_window(column.cell, center_of(column.cell.centers, column.components, q), column.half)
-               ? Real(0)
-               : hidden<Real>();
-  }
-  template <class Real, class F>
-  AB_HD void row_values(int64_t b, int32_t q, int32_t begin, int32_t end, F&& f) const {
-    const Column first = column(b, 0, begin);
-    const Center center = center_of(first.cell.centers, first.components, q);
-    for (int32_t k = begin; k < end; ++k) {
-      f(k, in_window(first.cell.right(k - begin), center, first.half) ? Real(0) : hidden<Real>());
-    }
+    const Center c = center_of(column.cell.centers, column.components, q);
+    const float dy = column.cell.y - __builtin_floorf(c.y), dx = column.cell.x - __builtin_floorf(c.x);
+    const bool near = c.view == column.cell.view && __builtin_fabsf(dy) <= column.half &&
+                      __builtin_fabsf(dx) <= column.half;  // false for NaN
+    return near ? Real(0) : hidden<Real>();
   }
   // Runs of the tile's keys in the windows of query q.
   template <class F>
@@ -643,13 +651,6 @@ struct WindowTerm {
       if (begin < end) f(begin, end);
       if (i < count) begin = max_i32(begin, segments[i].grid.end);
     }
-  }
-
- private:
-  AB_HD static bool in_window(const Cell& cell, const Center& center, float half) {
-    const float dy = cell.y - __builtin_floorf(center.y), dx = cell.x - __builtin_floorf(center.x);
-    return center.view == cell.view && __builtin_fabsf(dy) <= half &&
-           __builtin_fabsf(dx) <= half;  // false for NaN
   }
 };
 

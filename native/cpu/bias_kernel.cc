@@ -16,42 +16,26 @@ namespace {
 constexpr int32_t kChunk = 2048;
 constexpr int32_t kPart = 128;
 
+// Of anything, on their boundaries or not.
 typedef VecInt __attribute__((may_alias)) AlignedVecInt;
-
-// Whole vectors on their boundaries; what is left at either end is one vector that overlaps them.
-template <class Out>
-void fill(Out* out, int32_t count, float bias) {
-  Out value;
-  set_bias(&value, bias);
-  constexpr int32_t kStep = kVectorBytes / sizeof(Out);
-  if (count < kStep) {
-    for (int32_t i = 0; i < count; ++i) out[i] = value;
-    return;
-  }
-  uint32_t word = 0;
-  __builtin_memcpy(&word, &value, sizeof(Out));
-  if (sizeof(Out) == 2) word |= word << 16;
-  const VecInt lanes = static_cast<int32_t>(word) - VecInt{};
-  Out* const end = out + count;
-  __builtin_memcpy(out, &lanes, sizeof(lanes));
-  Out* at = out + (kVectorBytes - reinterpret_cast<uintptr_t>(out) % kVectorBytes) / sizeof(Out);
-  for (; end - at >= 4 * kStep; at += 4 * kStep) {
-    for (int i = 0; i < 4; ++i) reinterpret_cast<AlignedVecInt*>(at)[i] = lanes;
-  }
-  for (; end - at >= kStep; at += kStep) *reinterpret_cast<AlignedVecInt*>(at) = lanes;
-  __builtin_memcpy(end - kStep, &lanes, sizeof(lanes));
-}
-
 typedef VecInt __attribute__((aligned(1), may_alias)) AnyVecInt;
 
-// As memcpy, by vectors on the boundaries of `to`. The C library's takes another way for sizes and places
-// like these, which was a quarter slower.
-void copy_bytes(char* to, const char* from, int64_t bytes) {
-  char* const end = to + bytes;
+template <int kBytes>
+AB_INLINE void copy_bits_of(int32_t bytes, char* to, const char* from) {
+  if constexpr (kBytes > 0) {
+    if (bytes & kBytes) __builtin_memcpy(to, from, kBytes);
+    copy_bits_of<kBytes / 2>(bytes, to + (bytes & kBytes), from + (bytes & kBytes));
+  }
+}
+
+// As memcpy, by vectors on the boundaries of `to`. The C library's takes another way at sizes and places like
+// these, a quarter slower.
+AB_INLINE void copy_bytes(char* to, const char* from, int64_t bytes) {
   if (bytes < kVectorBytes) {
-    while (to != end) *to++ = *from++;
+    copy_bits_of<kVectorBytes / 2>(static_cast<int32_t>(bytes), to, from);
     return;
   }
+  char* const end = to + bytes;
   const AnyVecInt last = *reinterpret_cast<const AnyVecInt*>(from + bytes - kVectorBytes);
   *reinterpret_cast<AnyVecInt*>(to) = *reinterpret_cast<const AnyVecInt*>(from);
   const int64_t head = kVectorBytes - static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kVectorBytes);
@@ -66,6 +50,32 @@ void copy_bytes(char* to, const char* from, int64_t bytes) {
     *reinterpret_cast<AlignedVecInt*>(to) = *reinterpret_cast<const AnyVecInt*>(from);
   }
   *reinterpret_cast<AnyVecInt*>(end - kVectorBytes) = last;
+}
+
+// The same, with a vector of equal elements for a source.
+template <class Out>
+AB_INLINE void fill(Out* out, int32_t count, float bias) {
+  Out value;
+  set_bias(&value, bias);
+  uint32_t word = 0;
+  __builtin_memcpy(&word, &value, sizeof(Out));
+  if (sizeof(Out) == 2) word |= word << 16;
+  const VecInt lanes = static_cast<int32_t>(word) - VecInt{};
+  constexpr int32_t kStep = kVectorBytes / sizeof(Out);
+  if (count < kStep) {
+    const int32_t bytes = count * static_cast<int32_t>(sizeof(Out));
+    copy_bits_of<kVectorBytes / 2>(bytes, reinterpret_cast<char*>(out),
+                                   reinterpret_cast<const char*>(&lanes));
+    return;
+  }
+  Out* const end = out + count;
+  *reinterpret_cast<AnyVecInt*>(out) = lanes;
+  Out* at = out + (kVectorBytes - reinterpret_cast<uintptr_t>(out) % kVectorBytes) / sizeof(Out);
+  for (; end - at >= 4 * kStep; at += 4 * kStep) {
+    for (int i = 0; i < 4; ++i) reinterpret_cast<AlignedVecInt*>(at)[i] = lanes;
+  }
+  for (; end - at >= kStep; at += kStep) *reinterpret_cast<AlignedVecInt*>(at) = lanes;
+  *reinterpret_cast<AnyVecInt*>(end - kStep) = lanes;
 }
 
 // Terms of which next_cut tells: where no other is open, a row is cut at their segments' ends alone.
@@ -112,25 +122,29 @@ double row_constant(const Term* terms, uint64_t which, const Tile& tile) {
   return sum;
 }
 
+// Elements that are evaluated side by side. Sums have room for a whole number of groups, so that loops over
+// them need no end of single elements; what lies beyond a run is never written.
+constexpr int32_t kGroup = 16;
+static_assert(kPart % kGroup == 0, "groups must fit a part");
+AB_INLINE int32_t in_groups(int32_t count) { return (count + kGroup - 1) & -kGroup; }
+
 // Adds a term's values for one query to the sums of a part of its row.
 void add_elements(const Term& term, const Tile& tile, double* sums) {
   visit(term, [&](const auto& t) AB_INLINE_LAMBDA {
     using T = std::decay_t<decltype(t)>;
-    if constexpr (T::kLocal && !T::kHides) {
-      t.near(tile, tile.q0, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-        t.template row_values<double>(tile.b, tile.q0, begin, end,
-                                      [&](int32_t k, double value)
-                                          AB_INLINE_LAMBDA { sums[k - tile.k0] += value; });
-      });
-    } else if constexpr (T::kLocal) {
+    if constexpr (T::kLocal && T::kHides) {
       double local[kPart];
       for (int32_t k = tile.k0; k < tile.k1; ++k) local[k - tile.k0] = t.outside(k);
       t.near(tile, tile.q0, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-        t.template row_values<double>(tile.b, tile.q0, begin, end,
-                                      [&](int32_t k, double value)
-                                          AB_INLINE_LAMBDA { local[k - tile.k0] = value; });
+        for (int32_t k = begin; k < end; ++k) local[k - tile.k0] = 0;
       });
       for (int32_t k = tile.k0; k < tile.k1; ++k) sums[k - tile.k0] += local[k - tile.k0];
+    } else if constexpr (T::kLocal) {
+      t.template near_values<double>(tile, tile.q0,
+                                     [&](int32_t begin, int32_t end, const auto& value) AB_INLINE_LAMBDA {
+                                       for (int32_t k = begin; k < end; ++k)
+                                         sums[k - tile.k0] += value(k - begin);
+                                     });
     } else {
       for (int32_t k = tile.k0; k < tile.k1; ++k) {
         sums[k - tile.k0] += t.template value<double>(t.column(tile.b, tile.h, k), tile.q0);
@@ -139,39 +153,99 @@ void add_elements(const Term& term, const Tile& tile, double* sums) {
   });
 }
 
+// Sums of some runs of a row, on their way to it: rounding them together costs less than one by one.
 template <class Out>
-void round_sums(const double* sums, int32_t count, Out* out) {
-  for (int32_t i = 0; i < count; ++i) set_bias(out + i, round_bias(sums[i]));
-}
+struct Runs {
+  static constexpr int32_t kSums = 4 * kPart, kMost = 32;
+  double sums[kSums];
+  int32_t used = 0, count = 0;
+  struct {
+    Out* out;
+    int32_t first, count;
+  } runs[kMost];
 
-// Writes again what local terms make of the keys near the query, the rest of the row being filled. Where one
-// hides all but its near keys, the others' do not count beyond them.
+  // Room for the sums of a run of at most kPart, and of whole groups.
+  AB_INLINE double* add(Out* out, int32_t length) {
+    if (count == kMost || used + kPart > kSums) flush();
+    runs[count++] = {out, used, length};
+    used += in_groups(length);
+    return sums + used - in_groups(length);
+  }
+  // One loop a width of elements: the compiler makes vectors of each. Sums that need no care, which a look at
+  // the exponents tells, are rounded without any.
+  AB_INLINE void flush() {
+    constexpr int32_t kCareful = 0x7f7f0000;  // the greatest bfloat16
+    union {
+      float rounded[kSums];
+      int32_t bits[kSums];
+      uint32_t wide[kSums];
+    };
+    uint16_t narrow[kSums];
+    int32_t greatest = 0;
+    for (int32_t i = 0; i < used; ++i) rounded[i] = static_cast<float>(sums[i]);
+    for (int32_t i = 0; i < used; ++i) greatest = max_i32(greatest, bits[i] & 0x7fffffff);
+    if (greatest >= kCareful) {
+      for (int32_t i = 0; i < used; ++i) rounded[i] = round_bias(sums[i]);
+    }
+    if constexpr (sizeof(Out) == 2) {
+      if (greatest >= kCareful) {
+        for (int32_t i = 0; i < used; ++i) wide[i] = bias_to_bf16(rounded[i]);
+      } else {
+        for (int32_t i = 0; i < used; ++i) wide[i] = nearest_bf16(wide[i]);
+      }
+      for (int32_t i = 0; i < used; ++i) narrow[i] = static_cast<uint16_t>(wide[i]);
+    }
+    const char* from = reinterpret_cast<const char*>(rounded);
+    if constexpr (sizeof(Out) == 2) from = reinterpret_cast<const char*>(narrow);
+    constexpr int32_t kSize = sizeof(Out);
+    for (int32_t i = 0; i < count; ++i) {
+      copy_bytes(reinterpret_cast<char*>(runs[i].out), from + runs[i].first * kSize, runs[i].count * kSize);
+    }
+    used = count = 0;
+  }
+};
+
+// Writes what local terms make of the keys near the query over what the row was filled with. Where one hides
+// all but its near keys, no other matters beyond them.
 template <class Out>
 void write_near(const Term* terms, uint64_t local, uint64_t hiding, double constant, const Tile& tile,
                 Out* out) {
+  Runs<Out> runs;
+  // What is written next comes from memory while this is computed. Past the output it is a hint of nothing.
+  constexpr int kAhead = 8;
+  const char* ahead = reinterpret_cast<const char*>(out + (tile.k1 - tile.k0));
   uint64_t leading = hiding != 0 ? hiding & (~hiding + 1) : local;
   for (; leading != 0; leading &= leading - 1) {
     const int leader = lowest_bit(leading);
     const uint64_t others = local & ~(uint64_t{1} << leader);
+    const auto add_others = [&](int32_t begin, int32_t end, double* sums) AB_INLINE_LAMBDA {
+      const Tile run = {tile.b, tile.h, tile.q0, tile.q1, begin, end};
+      for (uint64_t left = others; left != 0; left &= left - 1) {
+        add_elements(terms[lowest_bit(left)], run, sums);
+      }
+    };
+    const auto write_run = [&](int32_t begin, int32_t end, const auto& value) AB_INLINE_LAMBDA {
+      for (int32_t k = begin; k < end; k += kPart) {
+        const int32_t count = min_i32(kPart, end - k), groups = in_groups(count);
+        for (int i = 0; i < kAhead; ++i, ahead += 64) __builtin_prefetch(ahead, 1);
+        double* const sums = runs.add(out + (k - tile.k0), count);
+        for (int32_t i = 0; i < groups; ++i) sums[i] = constant + value(k - begin + i);
+        add_others(k, k + count, sums);
+      }
+    };
     visit(terms[leader], [&](const auto& t) AB_INLINE_LAMBDA {
-      if constexpr (std::decay_t<decltype(t)>::kLocal) {
+      using T = std::decay_t<decltype(t)>;
+      if constexpr (T::kLocal && T::kHides) {
         t.near(tile, tile.q0, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-          Tile run = tile;
-          for (run.k0 = begin; run.k0 < end; run.k0 = run.k1) {
-            run.k1 = min_i32(run.k0 + kPart, end);
-            double sums[kPart];
-            t.template row_values<double>(run.b, run.q0, run.k0, run.k1,
-                                          [&](int32_t k, double value)
-                                              AB_INLINE_LAMBDA { sums[k - run.k0] = constant + value; });
-            for (uint64_t left = others; left != 0; left &= left - 1) {
-              add_elements(terms[lowest_bit(left)], run, sums);
-            }
-            round_sums(sums, run.k1 - run.k0, out + (run.k0 - tile.k0));
-          }
+          if (others == 0) return fill(out + (begin - tile.k0), end - begin, round_bias(constant));
+          write_run(begin, end, [](int32_t) AB_INLINE_LAMBDA { return 0.0; });
         });
+      } else if constexpr (T::kLocal) {
+        t.template near_values<double>(tile, tile.q0, write_run);
       }
     });
   }
+  runs.flush();
 }
 
 // Writes the tile, of one query, given the constant that is settled already and the terms that are not.
@@ -202,12 +276,13 @@ void write_row(const Term* terms, const Kinds& kinds, uint64_t open, double cons
     } else if (step > kPart) {
       write_row(terms, kinds, plan.mixed | local, sum, part, step > kChunk ? kChunk : kPart, at);
     } else {
-      double sums[kPart];
-      for (int32_t i = 0; i < count; ++i) sums[i] = sum;
+      Runs<Out> runs;
+      double* const sums = runs.add(at, count);
+      for (int32_t i = 0; i < in_groups(count); ++i) sums[i] = sum;
       for (uint64_t left = plan.mixed | local; left != 0; left &= left - 1) {
         add_elements(terms[lowest_bit(left)], part, sums);
       }
-      round_sums(sums, count, at);
+      runs.flush();
     }
   }
 }
