@@ -122,13 +122,20 @@ KeyBound Program::key_bound() const {
   return bound;
 }
 
+int64_t Program::first_alike(int64_t b) const {
+  if (batch_terms_ == 0) return 0;
+  const Term& term = terms_[static_cast<size_t>(lowest_bit(batch_terms_))];
+  const bool alone = (batch_terms_ & (batch_terms_ - 1)) == 0;
+  return alone && term.type == TermType::kShiftedWindow ? term.shifted_window.first_alike(b) : b;
+}
+
 void Program::append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head) {
   if (terms_.size() == kMaxTerms) {
     throw expected(ErrorCode::kTerm, "at most " + std::to_string(kMaxTerms) + " terms", "bias",
                    "more, with " + path);
   }
+  if (depends_on_batch) batch_terms_ |= uint64_t{1} << terms_.size();
   terms_.push_back(term);
-  depends_on_batch_ |= depends_on_batch;
   depends_on_head_ |= depends_on_head;
 }
 

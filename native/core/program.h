@@ -86,8 +86,12 @@ class Program {
   int64_t low_rank_dims() const { return low_rank_dims_; }
 
   // Whether the bias differs between batch rows or heads, by the terms' types and their tensors' shapes.
-  bool depends_on_batch() const { return depends_on_batch_; }
+  bool depends_on_batch() const { return batch_terms_ != 0; }
   bool depends_on_head() const { return depends_on_head_; }
+
+  // The first batch row whose bias is that of batch row b, by the terms' fields: b, unless b counts in
+  // nothing but the place of a shifted window.
+  int64_t first_alike(int64_t b) const;
 
  private:
   void append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head);
@@ -102,7 +106,7 @@ class Program {
   std::vector<TensorView> tensors_;
   std::vector<ValueCheck> device_checks_;
   int64_t low_rank_dims_ = 0;
-  bool depends_on_batch_ = false;
+  uint64_t batch_terms_ = 0;  // those that differ between batch rows; bit i speaks of term i
   bool depends_on_head_ = false;
   // What terms point to. A deque never moves its elements.
   std::deque<std::vector<ModalitySegment>> modality_segments_;

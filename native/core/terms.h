@@ -13,6 +13,10 @@
 // its tensors hold: most_visible(keys) is that bound for a row of `keys` keys, and visible_runs(tile, q, f)
 // calls f(begin, end) for the runs of exactly those keys of the tile that query q sees, each key once, so
 // that kernels visit no other and need not evaluate the term.
+// A kLocal term that hides shows just the keys of near(), with value 0; any other has near_values<Real>(tile,
+// q, f), which calls f(begin, end, value) for the same runs, value(i) being that of key begin + i. A term
+// whose class follows from segments of keys, near() aside, has next_cut(k, end): the keys from k up to it, at
+// most `end`, lie in one segment or in none.
 //
 // and, for backends that keep the terms in memory of their own, either each_tensor(f), which calls f with
 // each pointer to a tensor's memory, or an array `segments` of `count` structs that have it.
@@ -61,13 +65,16 @@ AB_HD float round_bias(double sum) {
   return static_cast<float>(sum > kGreatest ? kGreatest : sum < -kGreatest ? -kGreatest : sum);
 }
 
+// The bits of the nearest bfloat16, ties to even, of finite ones that don't round to infinity.
+AB_HD uint32_t nearest_bf16(uint32_t bits) { return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; }
+
 // The nearest bfloat16 of a bias, ties to even, by its bits. Finite stays finite: only a mask hides.
 AB_HD uint16_t bias_to_bf16(float bias) {
   uint32_t bits;
   __builtin_memcpy(&bits, &bias, 4);
   constexpr uint32_t kInfinity = 0x7f80, kGreatest = 0x7f7f, kSign = 0x8000;
   if ((bits >> 16 & kInfinity) == kInfinity) return static_cast<uint16_t>(bits >> 16);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const uint32_t rounded = nearest_bf16(bits);
   return static_cast<uint16_t>((rounded & kInfinity) == kInfinity ? (rounded & kSign) | kGreatest : rounded);
 }
 
@@ -324,6 +331,11 @@ struct DenoisingTerm {
 // ---------------------------------------------------------------------------------------------------------------
 // Segments of keys: modalities and grids of cells
 
+// The first of a segment's two ends that lies beyond k, or `end` where that comes before.
+AB_HD int32_t cut_of(int32_t start, int32_t segment_end, int32_t k, int32_t end) {
+  return min_i32(k < start ? start : k < segment_end ? segment_end : end, end);
+}
+
 struct ModalitySegment {
   int32_t start, end;    // keys [start, end)
   const float* weights;  // [B, Q]
@@ -354,6 +366,10 @@ struct ModalityTerm {
   AB_HD Real value(Column weights, int32_t q) const {
     return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength)
                    : Real(0);
+  }
+  AB_HD int32_t next_cut(int32_t k, int32_t end) const {
+    for (int32_t i = 0; i < count; ++i) end = cut_of(segments[i].start, segments[i].end, k, end);
+    return end;
   }
   AB_HD TileClass tile_class(const Tile& t) const {
     for (int32_t i = 0; i < count; ++i) {
@@ -480,13 +496,10 @@ struct SpatialTerm {
   template <class Real>
   AB_HD Real value(const Column& column, int32_t q) const {
     if (!column.cell.centers) return Real(0);
-    const Center c = center_of(column.cell.centers, column.components, q);
-    const Real dy = static_cast<Real>(column.cell.y) - static_cast<Real>(c.y);
-    const Real dx = static_cast<Real>(column.cell.x) - static_cast<Real>(c.x);
-    const Real distance = square_root(dy * dy + dx * dx);
-    const Real share = Real(1) - distance / static_cast<Real>(column.radius);
-    const bool near = c.view == column.cell.view && share > Real(0);  // false for NaN
-    return near ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share : Real(0);
+    const Center center = center_of(column.cell.centers, column.components, q);
+    const Real share = share_of<Real>(column.cell, center, Real(1) / static_cast<Real>(column.radius));
+    return share > Real(0) ? static_cast<Real>(column.weights[q]) * static_cast<Real>(strength) * share
+                           : Real(0);
   }
   // Runs of the tile's keys within the radius of query q.
   template <class F>
@@ -494,13 +507,31 @@ struct SpatialTerm {
     for (int32_t i = 0; i < count; ++i) {
       const SpatialSegment& s = segments[i];
       if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
-      const Center c = center_of(s.grid.centers + t.b * queries * s.grid.components, s.grid.components, q);
-      // One cell of slack: the bounds are rounded, and the cells at them have a share of 0 anyway.
-      const float r = s.radius;
-      runs_of(s.grid, box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1), t, f);
+      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
+      runs_of(s.grid, box_of(s, center_of(centers, s.grid.components, q)), t, f);
+    }
+  }
+  template <class Real, class F>
+  AB_HD void near_values(const Tile& t, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const SpatialSegment& s = segments[i];
+      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
+      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
+      const Center center = center_of(centers, s.grid.components, q);
+      const Real scale = static_cast<Real>(s.weights[t.b * queries + q]) * static_cast<Real>(strength);
+      const Real inverse = Real(1) / static_cast<Real>(s.radius);
+      runs_of(s.grid, box_of(s, center), t, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
+        const Cell first = cell_of(s.grid, t.b, queries, begin);
+        f(begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
+          const Cell cell = {first.centers, first.view, first.y, first.x + static_cast<float>(k)};
+          const Real share = share_of<Real>(cell, center, inverse);
+          return share > Real(0) ? scale * share : Real(0);
+        });
+      });
     }
   }
   AB_HD float outside(int32_t) const { return 0.0f; }
+  AB_HD int32_t next_cut(int32_t, int32_t end) const { return end; }
   AB_HD TileClass tile_class(const Tile& t) const {
     bool touched = false;
     for (int32_t q = t.q0; q < t.q1 && !touched; ++q)
@@ -509,6 +540,19 @@ struct SpatialTerm {
   }
 
  private:
+  // One cell of slack: the bounds are rounded, and the cells at them have a share of 0 anyway.
+  AB_HD static CellBox box_of(const SpatialSegment& s, const Center& c) {
+    const float r = s.radius;
+    return box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1);
+  }
+  // 1 − dist/radius; not above 0 for a cell of another view, nor for NaN.
+  template <class Real>
+  AB_HD static Real share_of(const Cell& cell, const Center& center, Real inverse_radius) {
+    const Real dy = static_cast<Real>(cell.y) - static_cast<Real>(center.y);
+    const Real dx = static_cast<Real>(cell.x) - static_cast<Real>(center.x);
+    const Real share = Real(1) - square_root(dy * dy + dx * dx) * inverse_radius;
+    return center.view == cell.view ? share : Real(0);
+  }
   AB_HD static float square_root(float x) { return __builtin_sqrtf(x); }
   AB_HD static double square_root(double x) { return __builtin_sqrt(x); }
 };
@@ -569,6 +613,10 @@ struct WindowTerm {
     bool inside = false;
     for (int32_t i = 0; i < count; ++i) inside |= in_grid(segments[i].grid, k);
     return inside ? hidden<float>() : 0.0f;
+  }
+  AB_HD int32_t next_cut(int32_t k, int32_t end) const {
+    for (int32_t i = 0; i < count; ++i) end = cut_of(segments[i].grid.start, segments[i].grid.end, k, end);
+    return end;
   }
   AB_HD TileClass tile_class(const Tile& t) const {
     int32_t covered = 0;  // keys of the tile that lie in segments
@@ -643,6 +691,12 @@ struct ShiftedWindowTerm {
   AB_HD TileClass tile_class(const Tile& t) const {
     const Column c = column(t.b, t.h, t.k0);
     return c.split_y == height && c.split_x == width ? TileClass::kZero : TileClass::kMixed;
+  }
+  // The first batch row of the same values as b's: of the window's row and column only the wrapping counts.
+  AB_HD int64_t first_alike(int64_t b) const {
+    const Column c = column(b, 0, 0);
+    const int64_t y = c.split_y < height ? windows_y - 1 : 0, x = c.split_x < width ? windows_x - 1 : 0;
+    return y * windows_x + x;
   }
 };
 

@@ -20,8 +20,10 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa) \
-  Kernels { isa::query_block, isa::attention_scratch_floats, isa::attention, isa::bias_rows }
+#define AB_KERNELS(isa)                                                                               \
+  Kernels {                                                                                           \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::bias_rows, isa::bias_copies \
+  }
 
 // Best last.
 std::vector<Isa> isas() {
@@ -260,10 +262,29 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
 
 void Backend::bias(const BiasProblem& p, AbortFlag abort) {
   const Shape shape = bias_shape(*p.bias);
-  const int64_t rows = shape[0] * shape[1] * shape[2];
-  const int64_t run = std::max<int64_t>(1, 128 * 1024 / shape[3]);
-  state_->run(ceil_div(rows, run), abort, [&](int64_t item, int) {
-    state_->isa.kernels.bias_rows(p, item * run, std::min(rows, (item + 1) * run));
+  const int64_t block = shape[1] * shape[2];  // rows of a batch row
+  const int64_t row_bytes = shape[3] * static_cast<int64_t>(dtype_bytes(p.dtype));
+  std::vector<int64_t> own;  // batch rows that are like none before them
+  for (int64_t b = 0; b < shape[0]; ++b) {
+    if (p.bias->first_alike(b) == b) own.push_back(b);
+  }
+  const bool alike = static_cast<int64_t>(own.size()) < shape[0];
+  // Of whole huge pages where there is enough: two threads that touch a fresh one both clear it.
+  const int64_t rows = alike ? block : shape[0] * block;
+  constexpr int64_t kLeast = 512 * 1024, kMost = 4 * 1024 * 1024;
+  const int64_t shared = rows * row_bytes / (kPiecesPerThread * state_->pool.size());
+  const int64_t run = std::max<int64_t>(1, std::min(std::max(shared, kLeast), kMost) / row_bytes);
+  const int64_t runs = ceil_div(rows, run);
+  state_->run(alike ? static_cast<int64_t>(own.size()) * runs : runs, abort, [&](int64_t item, int) {
+    const int64_t first = alike ? own[static_cast<size_t>(item / runs)] * block : 0;
+    const int64_t row0 = item % runs * run;
+    state_->isa.kernels.bias_rows(p, first + row0, first + std::min(rows, row0 + run));
+  });
+  if (!alike) return;
+
+  const int64_t copies = std::max<int64_t>(1, kMost / (block * row_bytes));
+  state_->run(ceil_div(shape[0], copies), abort, [&](int64_t item, int) {
+    state_->isa.kernels.bias_copies(p, item * copies, std::min(shape[0], (item + 1) * copies));
   });
 }
 

@@ -41,6 +41,9 @@ struct Kernels {
 
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
+  // Batch rows [b0, b1), but for those that are their own first_alike(): copies of that one, which is
+  // written.
+  void (*bias_copies)(const BiasProblem& problem, int64_t b0, int64_t b1);
 };
 
 // The instruction sets that are compiled into this binary. Each namespace is defined by attention_kernel.cc
@@ -59,6 +62,7 @@ struct Kernels {
   int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries); \
   bool attention(const AttentionTask& task);                                          \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
+  void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

@@ -36,6 +36,46 @@ void random_stacks() {
   for (uint32_t seed = 0; seed < seeds; ++seed) check_case(*random_case(seed));
 }
 
+// The program's bias by every instruction set, in float32 and in bfloat16, into outputs at any place in
+// memory, with a guard on both sides. `tolerance` is of finite entries in float32; bfloat16 is the nearest to
+// the float32.
+void check_bias(const Program& bias, double tolerance) {
+  std::vector<double> want(static_cast<size_t>(element_count(bias_shape(bias), "bias")));
+  reference_bias(bias, want.data());
+  const std::string name = context;
+  constexpr size_t kGuard = 64;
+  constexpr float kUntouched = 123.0f;
+  constexpr uint16_t kUntouchedBf16 = 0x42f6;
+  size_t place = 0;  // elements past an alignment of the allocator's
+  for (const std::string& isa : cpu::supported_isas()) {
+    context = name + ", " + isa;
+    cpu::Backend backend(2, isa);
+    place = (place + 5) % 32;
+    std::vector<float> buffer(want.size() + 2 * kGuard, kUntouched);
+    float* const got = buffer.data() + kGuard - place;
+    backend.bias({&bias, got}, nullptr);
+    std::vector<uint16_t> buffer_bf16(buffer.size(), kUntouchedBf16);
+    uint16_t* const bf16 = buffer_bf16.data() + kGuard - place;
+    backend.bias({&bias, bf16, DType::kBfloat16}, nullptr);
+    for (size_t i = 0; i < want.size(); ++i) {
+      const bool good = std::isinf(want[i]) ? got[i] == want[i] : std::fabs(got[i] - want[i]) <= tolerance;
+      if (!good)
+        report(false, __FILE__, __LINE__,
+               "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
+      if (bf16[i] != bias_to_bf16(got[i]))
+        report(false, __FILE__, __LINE__,
+               "element " + std::to_string(i) + " in bfloat16: " + show(bf16[i]) + " for " + show(got[i]));
+    }
+    bool untouched = true;
+    for (size_t i = 0; i < buffer.size(); ++i) {
+      if (i >= kGuard - place && i < kGuard - place + want.size()) continue;
+      untouched &= buffer[i] == kUntouched && buffer_bf16[i] == kUntouchedBf16;
+    }
+    CHECK(untouched);
+  }
+  context = name;
+}
+
 void bias_rows() {
   for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
@@ -44,21 +84,104 @@ void bias_rows() {
     Tensors tensors;
     Program bias({r.integer(1, 3), r.integer(1, 3), queries, keys});
     const std::string kinds = add_random_terms(&bias, r.integer(0, 3) + 1, r, tensors);
-    std::vector<double> want(static_cast<size_t>(element_count(bias_shape(bias), "bias")));
-    reference_bias(bias, want.data());
+    context = "bias, seed " + std::to_string(seed) + ", kinds" + kinds;
+    // Terms here stay below 128 (shiftedWindow's -100): 2 ulp of the largest summand are at most 1.6e-5.
+    check_bias(bias, 1.6e-5);
+  }
+}
+
+// Stacks of modality, spatial and window alone, whose rows are filled segment by segment.
+void bias_of_segments() {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed + 9000);
+    Tensors tensors;
+    Program bias({r.integer(1, 2), 1, r.integer(1, 12), r.integer(1, 6000)});
+    context = "bias of segments, seed " + std::to_string(seed) + ", kinds";
+    for (int64_t left = r.integer(1, 4); left > 0; --left) {
+      const int kind = static_cast<int>(r.integer(6, 8));
+      context += " " + std::to_string(kind);
+      add_random_term(&bias, kind, r, tensors);
+    }
+    check_bias(bias, 8e-6);
+  }
+  Random r(5);
+  Tensors tensors;
+  const auto weight = [&] { return r.uniform(0, 1); };
+  const auto middle = [&] { return 150.5f; };
+  Program wide({1, 1, 3, 90600});
+  context = "runs longer than a part";
+  wide.add_modality(5, {{300, 90000, tensors.f32({1, 3}, "weights", weight)}}, "bias[0]");
+  wide.add_spatial(5,
+                   {{{300, {300, 300}, tensors.f32({1, 3, 2}, "centers", middle)},
+                     140,
+                     tensors.f32({1, 3}, "weights", weight)}},
+                   "bias[1]");
+  check_bias(wide, 2e-6);
+  wide.add_window({{{300, {300, 300}, tensors.f32({1, 3, 2}, "centers", middle)}, 281}}, "bias[2]");
+  check_bias(wide, 2e-6);
+
+  context = "sums beyond float32 stay finite";
+  Program great({1, 1, 2, 700});
+  for (const int sign : {1, -1}) {
+    const auto one = [&] { return 1.0f; };
+    great.add_modality(sign * 1.7e38, {{0, 100, tensors.f32({1, 2}, "weights", one)}}, "bias[0]");
+    great.add_spatial(sign * 3e38,
+                      {{{0, {20, 30}, tensors.f32({1, 2, 2}, "centers", [] { return 2.0f; })},
+                        4,
+                        tensors.f32({1, 2}, "weights", one)}},
+                      "bias[1]");
     for (const std::string& isa : cpu::supported_isas()) {
-      context = "bias, seed " + std::to_string(seed) + ", kinds" + kinds + ", " + isa;
-      cpu::Backend backend(2, isa);
-      std::vector<float> got(want.size(), 123.0f);
-      backend.bias({&bias, got.data()}, nullptr);
-      for (size_t i = 0; i < want.size(); ++i) {
-        // Terms here stay below 128 (shiftedWindow's -100): 2 ulp of the largest summand are at most 1.6e-5.
-        const bool good = std::isinf(want[i]) ? got[i] == want[i] : std::fabs(got[i] - want[i]) <= 1.6e-5;
-        if (!good)
-          report(false, __FILE__, __LINE__,
-                 "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
+      std::vector<float> got(1400);
+      std::vector<uint16_t> bf16(1400);
+      cpu::Backend backend(1, isa);
+      backend.bias({&great, got.data()}, nullptr);
+      backend.bias({&great, bf16.data(), DType::kBfloat16}, nullptr);
+      // Key (2, 2) is the centre's; with the other sign's terms it is 0.
+      CHECK_EQ(got[62], sign > 0 ? kGreatestFloat : 0.0f);
+      CHECK_EQ(bf16[62], sign > 0 ? 0x7f7f : 0);
+      for (size_t i = 0; i < got.size(); ++i) {
+        if (!std::isfinite(got[i]) || bf16[i] != bias_to_bf16(got[i]))
+          CHECK_EQ(got[i], bf16_to_float(bf16[i]));
       }
-      CHECK(true);
+    }
+  }
+}
+
+// Batch rows that are alike are computed once. B is a multiple of the number of windows, and not one of 4
+// MiB.
+void bias_of_windows() {
+  Random r(6);
+  const auto next = [&] { return r.normal(); };
+  struct {
+    std::vector<int64_t> resolution, window, shift;
+    int64_t different;
+  } const cases[] = {
+      {{28, 35}, {7, 7}, {3, 3}, 4}, {{28, 35}, {7, 7}, {0, 3}, 2}, {{28, 35}, {7, 7}, {3, 0}, 2},
+      {{28, 35}, {7, 7}, {0, 0}, 1}, {{7, 35}, {7, 7}, {3, 3}, 2},  {{28, 5}, {7, 5}, {2, 1}, 2},
+      {{3, 2}, {3, 2}, {1, 1}, 1},   {{16, 16}, {2, 2}, {1, 1}, 4},
+  };
+  for (const auto& c : cases) {
+    for (const int with : {0, 1, 2}) {
+      const int64_t tokens = c.window[0] * c.window[1];
+      const int64_t windows = c.resolution[0] * c.resolution[1] / tokens, batch = 3 * windows;
+      Tensors tensors;
+      Program bias({batch, 2, tokens, tokens});
+      bias.add_shifted_window(c.resolution, c.window, c.shift, -100, "bias[0]");
+      if (with > 0) {
+        const int64_t pairs = (2 * c.window[0] - 1) * (2 * c.window[1] - 1);
+        bias.add_relative_position(c.window, tensors.f32({pairs, 2}, "table", next), false, "bias[1]");
+      }
+      // Something of each batch row's own.
+      if (with > 1)
+        bias.add_padding(
+            tensors.u8({batch, tokens}, "ignore", [&] { return static_cast<uint8_t>(r.chance(0.1)); }),
+            "bias[2]");
+      context = "windows of " + to_string(c.window) + " in " + to_string(c.resolution) + ", shift " +
+                to_string(c.shift) + ", terms " + std::to_string(with + 1);
+      int64_t different = 0;
+      for (int64_t b = 0; b < batch; ++b) different += bias.first_alike(b) == b;
+      CHECK_EQ(different, with > 1 ? batch : c.different);
+      check_bias(bias, 1.6e-5);
     }
   }
 }
@@ -121,6 +244,8 @@ int main(int count, char** arguments) {
   if (count > 1 && std::string(arguments[1]) == "quick") seeds = 50;
   random_stacks();
   bias_rows();
+  bias_of_segments();
+  bias_of_windows();
   special_cases([](Case& c) { check_case(c); });
   shapes();
   aborts();
