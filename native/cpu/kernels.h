@@ -26,6 +26,18 @@ struct AttentionTask {
   SoftmaxState* partial;
 };
 
+// Whole rows of one batch row and some of its heads, where the bias bounds the keys that a row sees.
+struct GatherTask {
+  const AttentionProblem* problem;
+  const KeyBound* bound;
+  bool bias_by_head;  // whether the bias differs between heads
+  int64_t b, h0, h1;
+  const int32_t* queries;  // `count` of them, in any order; faster where neighbours see the same keys
+  int32_t count;
+  float* scratch;  // 64-byte aligned, gather_scratch_floats() long
+  AbortFlag abort;
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -39,6 +51,16 @@ struct Kernels {
   // False when it saw the abort flag set; out is then undefined.
   bool (*attention)(const AttentionTask& task);
 
+  // The same task a query at a time, for fewer queries than fill a vector. bias_rows, where it is not null,
+  // holds the biases [q1 − q0][k1 − k0] in place of the problem's terms; −∞ hides.
+  // How many of a piece's queries, its last, are better left to it.
+  int32_t (*left_over_rows)(int32_t queries);
+  int64_t (*row_scratch_floats)(const AttentionProblem& problem, int32_t queries);
+  bool (*attention_rows)(const AttentionTask& task, const float* bias_rows);
+
+  int64_t (*gather_scratch_floats)(const AttentionProblem& problem, const KeyBound& bound);
+  bool (*gather)(const GatherTask& task);
+
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
   // Batch rows [b0, b1), but for those that are their own first_alike(): copies of that one, which is
@@ -46,8 +68,8 @@ struct Kernels {
   void (*bias_copies)(const BiasProblem& problem, int64_t b0, int64_t b1);
 };
 
-// The instruction sets that are compiled into this binary. Each namespace is defined by attention_kernel.cc
-// and bias_kernel.cc, compiled once for it.
+// The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
+// compiled once for it.
 #if defined(AB_ISAS_X86_64)
 #define AB_FOR_EACH_ISA(X) X(x86_64_v2) X(x86_64_v3) X(x86_64_v4)
 #elif defined(__aarch64__)
@@ -61,6 +83,11 @@ struct Kernels {
   int32_t query_block();                                                              \
   int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries); \
   bool attention(const AttentionTask& task);                                          \
+  int32_t left_over_rows(int32_t queries);                                            \
+  int64_t row_scratch_floats(const AttentionProblem& problem, int32_t queries);       \
+  bool attention_rows(const AttentionTask& task, const float* bias_rows);             \
+  int64_t gather_scratch_floats(const AttentionProblem& p, const KeyBound& bound);    \
+  bool gather(const GatherTask& task);                                                \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   }

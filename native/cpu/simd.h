@@ -39,6 +39,70 @@ AB_INLINE Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that turns
 AB_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }  // aligned
 AB_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }        // aligned
 
+// Of floats on any boundary.
+AB_INLINE Vec load_any(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The first `count` of p, in [0, kLanes), and zeros; nothing past them is read.
+AB_INLINE Vec load_part(const float* p, int32_t count) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX__)
+  const VecInt lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (Vec)_mm256_maskload_ps(p, (__m256i)(lane < count));
+#else
+  static_assert(kLanes == 4, "as many cases as lanes");
+  return Vec{count > 0 ? p[0] : 0.0f, count > 1 ? p[1] : 0.0f, count > 2 ? p[2] : 0.0f, 0.0f};
+#endif
+}
+
+// Lane i is the sum of the lanes of rows[i]: a transposition whose every step adds.
+AB_INLINE Vec lane_sums(const Vec* rows) {
+#if defined(__AVX512F__)
+  __m512 fours[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    __m512 twos[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512 a = (__m512)rows[4 * i + 2 * j], b = (__m512)rows[4 * i + 2 * j + 1];
+      twos[j] = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+    }
+    fours[i] = _mm512_shuffle_ps(twos[0], twos[1], 0x44) + _mm512_shuffle_ps(twos[0], twos[1], 0xee);
+  }
+  const __m512 low =
+      _mm512_shuffle_f32x4(fours[0], fours[1], 0x44) + _mm512_shuffle_f32x4(fours[0], fours[1], 0xee);
+  const __m512 high =
+      _mm512_shuffle_f32x4(fours[2], fours[3], 0x44) + _mm512_shuffle_f32x4(fours[2], fours[3], 0xee);
+  return (Vec)(_mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd));
+#elif defined(__AVX__)
+  __m256 fours[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const Vec* r = rows + 4 * i;
+    fours[i] = _mm256_hadd_ps(_mm256_hadd_ps((__m256)r[0], (__m256)r[1]),
+                              _mm256_hadd_ps((__m256)r[2], (__m256)r[3]));
+  }
+  return (Vec)(_mm256_permute2f128_ps(fours[0], fours[1], 0x20) +
+               _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+#elif defined(__SSE3__)
+  return (Vec)_mm_hadd_ps(_mm_hadd_ps((__m128)rows[0], (__m128)rows[1]),
+                          _mm_hadd_ps((__m128)rows[2], (__m128)rows[3]));
+#elif defined(__aarch64__)
+  return (Vec)vpaddq_f32(vpaddq_f32((float32x4_t)rows[0], (float32x4_t)rows[1]),
+                         vpaddq_f32((float32x4_t)rows[2], (float32x4_t)rows[3]));
+#else
+  Vec sums = {};
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) sums[i] += rows[i][j];
+  }
+  return sums;
+#endif
+}
+
 // a > b ? a : b, so b where a is NaN.
 AB_INLINE Vec max_or_second(Vec a, Vec b) {
 #if defined(__AVX512F__)

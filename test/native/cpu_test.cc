@@ -4,12 +4,15 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <thread>
 
 #include "attention_case.h"
 #include "check.h"
 #include "core/reference.h"
 #include "cpu/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
 
 namespace attention_bias::test {
 namespace {
@@ -74,6 +77,231 @@ void check_bias(const Program& bias, double tolerance) {
     CHECK(untouched);
   }
   context = name;
+}
+
+// ---- the row kernel, called itself ------------------------------------------------------------------------
+
+struct RowKernel {
+  std::string isa;
+  decltype(cpu::Kernels::row_scratch_floats) row_scratch_floats;
+  decltype(cpu::Kernels::attention_rows) attention_rows;
+  decltype(cpu::Kernels::gather_scratch_floats) gather_scratch_floats;
+  decltype(cpu::Kernels::gather) gather;
+};
+
+std::vector<RowKernel> row_kernels() {
+  std::vector<RowKernel> kernels;
+  const std::vector<std::string> supported = cpu::supported_isas();
+#define AB_ROW_KERNEL(isa)                                                                                \
+  if (kernels.size() < supported.size()) {                                                                \
+    kernels.push_back({supported[kernels.size()], cpu::isa::row_scratch_floats, cpu::isa::attention_rows, \
+                       cpu::isa::gather_scratch_floats, cpu::isa::gather});                               \
+  }
+  AB_FOR_EACH_ISA(AB_ROW_KERNEL)  // both lists go from the least to the best
+#undef AB_ROW_KERNEL
+  return kernels;
+}
+
+// Calls run(kernel) for each instruction set, and holds what it leaves in the case against the reference.
+template <class Run>
+void check_rows(Case& c, Run run, double tolerance = 2e-6) {
+  std::vector<double> out(c.out.size()), lse(c.lse.size());
+  reference_attention(c.problem, out.data(), lse.data());
+  const std::string name = context;
+  for (const RowKernel& kernel : row_kernels()) {
+    context = name + ", " + kernel.isa;
+    run_twice(c, [&](int) { run(kernel); });
+    greatest_error = std::fmax(greatest_error, check_results(c, out, lse, tolerance, tolerance));
+  }
+  context = name;
+}
+
+cpu::AttentionTask task_of(const Case& c, int64_t row, int64_t q0, int64_t q1, int64_t k0, int64_t k1) {
+  const AttentionProblem& p = c.problem;
+  cpu::AttentionTask task = {};
+  task.problem = &p;
+  task.b = row / p.extent.heads;
+  task.h = row % p.extent.heads;
+  task.q0 = static_cast<int32_t>(q0);
+  task.q1 = static_cast<int32_t>(q1);
+  task.k0 = static_cast<int32_t>(k0);
+  task.k1 = static_cast<int32_t>(k1);
+  task.out = p.out + (row * p.extent.queries + q0) * p.value_dim;
+  task.lse = p.lse + row * p.extent.queries + q0;
+  return task;
+}
+
+void run_rows(const Case& c, const RowKernel& kernel, const float* biases) {
+  const Extent& e = c.problem.extent;
+  cpu::Scratch scratch;
+  for (int64_t row = 0; row < e.batch * e.heads; ++row) {
+    for (int64_t q0 = 0; q0 < e.queries; q0 += 5) {
+      const int64_t q1 = std::min(e.queries, q0 + 5);
+      cpu::AttentionTask task = task_of(c, row, q0, q1, 0, e.keys);
+      task.scratch = scratch.floats(kernel.row_scratch_floats(c.problem, static_cast<int32_t>(q1 - q0)));
+      CHECK(kernel.attention_rows(task, biases ? biases + (row * e.queries + q0) * e.keys : nullptr));
+    }
+  }
+}
+
+// In parts of the keys, joined here in float64.
+void run_rows_in_parts(const Case& c, const RowKernel& kernel, int64_t part_keys) {
+  const AttentionProblem& p = c.problem;
+  const Extent& e = p.extent;
+  cpu::Scratch scratch;
+  for (int64_t row = 0; row < e.batch * e.heads; ++row) {
+    const int64_t parts = (e.keys + part_keys - 1) / part_keys;
+    std::vector<float> outs(static_cast<size_t>(parts * e.queries * p.value_dim));
+    std::vector<SoftmaxState> states(static_cast<size_t>(parts * e.queries));
+    for (int64_t i = 0; i < parts; ++i) {
+      cpu::AttentionTask task =
+          task_of(c, row, 0, e.queries, i * part_keys, std::min(e.keys, (i + 1) * part_keys));
+      task.out = outs.data() + i * e.queries * p.value_dim;
+      task.lse = nullptr;
+      task.partial = states.data() + i * e.queries;
+      task.scratch = scratch.floats(kernel.row_scratch_floats(p, task.q1));
+      CHECK(kernel.attention_rows(task, nullptr));
+    }
+    for (int64_t q = 0; q < e.queries; ++q) {
+      double base = -kInf, sum = 0;
+      bool seen = false;
+      for (int64_t i = 0; i < parts; ++i) {
+        const SoftmaxState& part = states[static_cast<size_t>(i * e.queries + q)];
+        seen |= part.seen;
+        if (weighs(part)) base = std::fmax(base, part.base);
+      }
+      std::vector<double> out(static_cast<size_t>(p.value_dim));
+      for (int64_t i = 0; i < parts; ++i) {
+        const SoftmaxState& part = states[static_cast<size_t>(i * e.queries + q)];
+        if (!part.seen) continue;
+        const double factor = weighs(part) ? std::exp(part.base - base) : 0;
+        sum += part.sum * factor;
+        for (int64_t d = 0; d < p.value_dim; ++d) {
+          out[static_cast<size_t>(d)] +=
+              outs[static_cast<size_t>((i * e.queries + q) * p.value_dim + d)] * factor;
+        }
+      }
+      const int64_t at = row * e.queries + q;
+      for (int64_t d = 0; d < p.value_dim; ++d) {
+        p.out[at * p.value_dim + d] = seen ? static_cast<float>(out[static_cast<size_t>(d)] / sum) : 0.0f;
+      }
+      p.lse[at] = !seen ? -kInf : sum == 0 ? kNan : static_cast<float>(base + std::log(sum));
+    }
+  }
+}
+
+void rows() {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    auto c = random_case(seed);
+    const Extent& e = c->problem.extent;
+    const std::string name = context;
+    context = "rows, " + name;
+    check_rows(*c, [&](const RowKernel& kernel) { run_rows(*c, kernel, nullptr); });
+    context = "rows in parts, " + name;
+    const int64_t part = 1 + seed * 37 % 700;
+    check_rows(*c, [&](const RowKernel& kernel) { run_rows_in_parts(*c, kernel, part); });
+
+    context = "rows of given biases, " + name;
+    const Shape shape = bias_shape(*c->bias);
+    std::vector<double> exact(static_cast<size_t>(element_count(shape, "bias")));
+    reference_bias(*c->bias, exact.data());
+    std::vector<float> biases;
+    for (int64_t b = 0; b < e.batch; ++b) {
+      for (int64_t h = 0; h < e.heads; ++h) {
+        const int64_t head = (shape[0] > 1 ? b : 0) * shape[1] + (shape[1] > 1 ? h : 0);
+        const auto first = exact.begin() + head * e.queries * e.keys;
+        biases.insert(biases.end(), first, first + e.queries * e.keys);
+      }
+    }
+    check_rows(*c, [&](const RowKernel& kernel) { run_rows(*c, kernel, biases.data()); });
+  }
+  special_cases([](Case& c) {
+    check_rows(c, [&](const RowKernel& kernel) { run_rows(c, kernel, nullptr); });
+    check_rows(c, [&](const RowKernel& kernel) { run_rows_in_parts(c, kernel, 100); });
+  });
+  Random r(12);
+  for (const int64_t d : {1, 3, 4, 8, 15, 16, 17, 32, 40, 48, 64, 100, 128, 256, 300}) {
+    context = "rows, head dim " + std::to_string(d);
+    auto c = make_case({1, 2, 3, 700}, d, 301 - d, r);
+    check_rows(*c, [&](const RowKernel& kernel) { run_rows(*c, kernel, nullptr); });
+  }
+  context = "rows, long ones keep their accuracy";
+  auto c = make_case({1, 1, 2, 56400}, 32, 32, r);
+  for (int64_t i = 0; i < 64; ++i)
+    floats(c->problem.query)[i] *= 0.01f;  // so that all keys weigh about the same
+  check_rows(*c, [&](const RowKernel& kernel) { run_rows(*c, kernel, nullptr); });
+}
+
+// The queries of each batch row out of order, and some of the heads at once.
+void run_gather(const Case& c, const RowKernel& kernel, uint32_t seed) {
+  const Extent& e = c.problem.extent;
+  const KeyBound bound = c.bias->key_bound();
+  cpu::Scratch scratch;
+  std::vector<int32_t> queries;
+  for (int32_t q = 0; q < e.queries; ++q) queries.push_back(q);
+  std::shuffle(queries.begin(), queries.end(), std::mt19937(seed));
+  const int64_t heads = 1 + seed % 3;
+  for (int64_t b = 0; b < e.batch; ++b) {
+    for (int64_t h = 0; h < e.heads; h += heads) {
+      cpu::GatherTask task = {};
+      task.problem = &c.problem;
+      task.bound = &bound;
+      task.bias_by_head = c.bias->depends_on_head();
+      task.b = b;
+      task.h0 = h;
+      task.h1 = std::min(e.heads, h + heads);
+      task.queries = queries.data();
+      task.count = static_cast<int32_t>(e.queries);
+      task.scratch = scratch.floats(kernel.gather_scratch_floats(c.problem, bound));
+      CHECK(kernel.gather(task));
+    }
+  }
+}
+
+void gathered() {
+  int64_t hidden_rows = 0, bad_rows = 0, all_rows = 0, narrow = 0;
+  for (uint32_t seed = 0; seed < 2 * seeds; ++seed) {
+    Random r(seed);
+    const int64_t keys = r.chance(0.2) ? r.integer(500, 2500) : r.integer(1, 300);
+    const int64_t queries = r.chance(0.3) && keys < 300 ? keys : r.integer(1, 90);
+    auto c =
+        make_case({r.integer(1, 2), r.integer(1, 4), queries, keys}, r.integer(1, 40), r.integer(1, 40), r);
+    if (r.chance(0.7)) add_random_windows(c->bias.get(), r, c->tensors);
+    if (r.chance(0.5)) add_narrow_window(c->bias.get(), r);
+    const std::string kinds = add_random_terms(c->bias.get(), r.integer(0, 3), r, c->tensors);
+    context = "gather, seed " + std::to_string(seed) + ", kinds" + kinds;
+    const Extent& e = c->problem.extent;
+    if (r.chance(0.3)) {  // what only some rows, or none, may show
+      const int64_t key = r.integer(0, keys - 1);
+      const float bad = r.chance(0.3) ? kInf : r.chance(0.5) ? -kInf : kNan;
+      floats(c->problem.key)[key * c->problem.head_dim] = bad;
+      // Not an infinity: times a probability that is 0 in float32 alone, it is NaN here and not in the
+      // reference.
+      floats(c->problem.value)[(keys - 1 - key) * c->problem.value_dim] = kNan;
+    }
+    // Rows that a window leaves only keys of shiftedWindow's −100 have scores rounded to 4e-6.
+    const double tolerance = kinds.find(" 10") == std::string::npos ? 2e-6 : 4e-6;
+    check_rows(
+        *c, [&](const RowKernel& kernel) { run_gather(*c, kernel, seed); }, tolerance);
+    for (const float lse : c->lse) hidden_rows += lse == -kInf, bad_rows += std::isnan(lse), ++all_rows;
+
+    // What the backend makes of it, gathering or not, and whatever its threads.
+    check_case(*c, tolerance);
+    narrow += c->bias->key_bound().most_keys * 4 <= e.keys;
+    for (const std::string& isa : cpu::supported_isas()) {
+      std::vector<float> out[2];
+      for (const int threads : {1, 3}) {
+        cpu::Backend backend(threads, isa);
+        backend.attention(c->problem, nullptr);
+        out[threads == 3] = c->out;
+      }
+      if (c->bias->key_bound().most_keys * 4 > e.keys || e.keys > 256) continue;  // then keys may be split
+      CHECK(std::memcmp(out[0].data(), out[1].data(), out[0].size() * 4) == 0);
+    }
+  }
+  context = "gather: many rows see keys, and some none or NaN; many cases see few keys";
+  CHECK(hidden_rows > 0 && bad_rows > 0 && hidden_rows + bad_rows < all_rows / 2);
+  CHECK(narrow > seeds / 4);
 }
 
 void bias_rows() {
@@ -243,6 +471,8 @@ int main(int count, char** arguments) {
   using namespace attention_bias::test;
   if (count > 1 && std::string(arguments[1]) == "quick") seeds = 50;
   random_stacks();
+  rows();
+  gathered();
   bias_rows();
   bias_of_segments();
   bias_of_windows();
