@@ -51,10 +51,10 @@ struct Kernels {
   // False when it saw the abort flag set; out is then undefined.
   bool (*attention)(const AttentionTask& task);
 
-  // The same task a query at a time, for fewer queries than fill a vector. bias_rows, where it is not null,
-  // holds the biases [q1 − q0][k1 − k0] in place of the problem's terms; −∞ hides.
-  // How many of a piece's queries, its last, are better left to it.
+  // How many of a piece's queries, its last, are better attended as rows.
   int32_t (*left_over_rows)(int32_t queries);
+  // The same task a query at a time. bias_rows, where it is not null, holds the biases [q1 − q0][k1 − k0] in
+  // place of the problem's terms; −∞ hides.
   int64_t (*row_scratch_floats)(const AttentionProblem& problem, int32_t queries);
   bool (*attention_rows)(const AttentionTask& task, const float* bias_rows);
 

@@ -20,10 +20,11 @@
 // Work per key at head dim 32 with AVX-512: 256 bytes, 4 multiply-adds, 3 operations to bring a score to its
 // lane and 1 for its exp. CMT's local attention (1×8×900×56,400×32, windows of 5×5 BEV and 15×15 image cells:
 // at most 250 keys a query) has 1.8 M keys to visit, 461 MB, of which memory gives at most 115. On a Zen 4
-// EPYC (family 25, model 17, 2 cores) with AVX-512: 7.9 ms with two threads and 15.2 with one, of which 6.9
-// remain where all queries share a window, 14 cycles a key, and the rest is waiting for memory (the 115 MB,
-// read in order, take 3.1 ms). Prefetching the values, the next tile or the next query gained nothing: what
-// it hid, its own instructions took. A query in attention_rows() takes 2.4 ns a key from L1.
+// EPYC (family 25, model 17, 2 cores) with AVX-512: 8.2 ms with two threads (29 GFLOP/s, 56 GB/s of rows) and
+// 15.6 with one, of which 6.9 remain where all queries share a window, 14 cycles a key; the rest is waiting
+// for memory (the 115 MB, read in order, take 3.1 ms). Prefetching the values, the next tile or the next
+// query gained nothing: what it hid, its own instructions took. A query in attention_rows() takes 2.4 ns a
+// key from L1.
 #include <cstdint>
 #include <type_traits>
 
@@ -41,7 +42,7 @@ constexpr int kKeyBlock = kBlockTiles * kTileKeys;
 constexpr float kSlack = 7.0f;  // as in attention_kernel.cc
 constexpr float kInfinity = __builtin_inff();
 constexpr int kWidest = 16;             // lanes of any instruction set: what scratch is counted in
-constexpr int kGatherKeys = 16 * 1024;  // listed at once: 128 KB with their biases
+constexpr int kGatherKeys = 16 * 1024;  // listed at once, or one row's: 128 KB with their biases
 constexpr int kGatherQueries = 64;
 
 constexpr int64_t padded(int64_t count, int64_t lanes) { return (count + lanes - 1) / lanes * lanes; }
@@ -76,11 +77,11 @@ struct Row {
   float* total;   // of the blocks before
   float* lost;    // what total lacks by rounding
   float base;
-  float bias;  // attention_rows(): of the block of keys at hand, and what its tiles are still to evaluate
-  uint64_t mixed;
   float limit;  // the score above which the base moves: base + kSlack, or −∞ while there is no base
   bool seen;
-  bool folded;  // whether total holds anything
+  bool folded;     // whether total holds anything
+  float bias;      // attention_rows(): of all of the block of keys at hand, and
+  uint64_t mixed;  // the terms that its tiles are still to evaluate
 };
 
 constexpr int64_t kRowFloats = (sizeof(Row) + 63) / 64 * kWidest;
@@ -229,14 +230,13 @@ void attend(const Work& w, Row* row, const int32_t* keys, int count, const float
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kGroup / kLanes; ++i) {
-      const int32_t left = count - k - i * kLanes;
-      const float* given = biases + k + i * kLanes;
+      const int32_t first = k + i * kLanes, left = count - first;
       if (left >= kLanes) {
-        sum[i] += biases ? load_any(given) : splat(bias);
+        sum[i] += biases ? load_any(biases + first) : splat(bias);
       } else {
         VecInt lane;
         for (int j = 0; j < kLanes; ++j) lane[j] = j;
-        sum[i] += biases ? load_part(given, max_i32(left, 0)) : splat(bias);
+        sum[i] += biases ? load_part(biases + min_i32(first, count), max_i32(left, 0)) : splat(bias);
         sum[i] = lane < left ? sum[i] : splat(-kInfinity);
       }
       greatest = max_or_second(sum[i], greatest);  // passes over NaN
