@@ -24,29 +24,16 @@
 
 #include "core/terms.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/tile.h"
 
 namespace attention_bias::cpu {
 namespace {
 
-constexpr int kVectors = 3;
-constexpr int kQueries = kVectors * kLanes;
-constexpr int kRows = kRegisters == 32 ? 8 : 4;  // keys, or value dims, of one register block
 constexpr int kTileKeys = 64;
 constexpr int kKeyBlock = 512;
 constexpr int kKeyBlockFloats = 64 * 1024;  // keys and values of a block of keys: 256 KB, for L2
 constexpr float kSlack = 7.0f;              // exp(7) = 1097: far from overflow, and sums keep their accuracy
 constexpr float kFar = 4096.0f;             // bases beyond are not folded into the scores: see attend_tile
-constexpr float kInfinity = __builtin_inff();
-
-// scores += query·key over `dims` dimensions; the head's own, and one panel more for each lowRank term.
-struct Panel {
-  const float* query;  // packed [dims][kQueries]
-  const float* key;    // row of key 0
-  int64_t key_stride;
-  int32_t dims;
-};
-constexpr int kMaxPanels = 1 + kMaxTerms;
 
 // Running state of a block of queries, all by lane.
 struct Block {
@@ -82,81 +69,24 @@ struct Work {
 
 // ---- scores ----------------------------------------------------------------------------------------------
 
-// NR keys' scores for NV vectors of queries, from row constants; with kBias the tile's bias is read from
-// memory instead, and hidden pairs become −∞ whatever their product is.
-template <int NR, int NV, bool kBias>
-AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
-                          const float* bias, float* scores, Vec* greatest) {
-  Vec sum[NR][NV];
-#pragma GCC unroll 8
-  for (int r = 0; r < NR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[r][v] = kBias ? load(bias + r * kQueries + v * kLanes) : row[v];
-  }
-  for (int p = 0; p < panel_count; ++p) {
-    const float* query = panels[p].query;
-    const float* at = panels[p].key + key * panels[p].key_stride;
-    const int64_t stride = panels[p].key_stride;
-    for (int32_t d = 0; d < panels[p].dims; ++d, query += kQueries, ++at) {
-      Vec q[NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < NR; ++r) {
-        const Vec k = splat(at[r * stride]);
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sum[r][v] += q[v] * k;
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < NR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      if (kBias) {
-        const Vec given = load(bias + r * kQueries + v * kLanes);
-        sum[r][v] = given == -kInfinity ? Vec{} - kInfinity : sum[r][v];
-      }
-      store(scores + r * kQueries + v * kLanes, sum[r][v]);
-      greatest[v] = max_or_second(sum[r][v], greatest[v]);  // passes over NaN
-    }
-  }
-}
-
 // Scores of `count` ≤ kTileKeys keys; greatest[v] is the greatest of each query that is not NaN, or −∞.
-template <int NV, bool kBias>
+template <int NV, Start kStart>
 AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
                           Vec* greatest) {
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
   int k = 0;
   for (; k + kRows <= count; k += kRows) {
-    score_rows<kRows, NV, kBias>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries,
-                                 w.scores + k * kQueries, greatest);
+    score_rows<kRows, NV, kStart>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries,
+                                  w.scores + k * kQueries, greatest);
   }
   for (; k < count; ++k) {
-    score_rows<1, NV, kBias>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries,
-                             w.scores + k * kQueries, greatest);
+    score_rows<1, NV, kStart>(panels, w.panel_count, key + k, row, w.tile_bias + k * kQueries,
+                              w.scores + k * kQueries, greatest);
   }
 }
 
 // ---- softmax ---------------------------------------------------------------------------------------------
-
-// Scores to probabilities exp(score − subtract), added up in sum.
-template <int NV, bool kSubtract>
-AB_INLINE void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) sum[v] = Vec{};
-  for (int k = 0; k < count; ++k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      float* at = scores + k * kQueries + v * kLanes;
-      const Vec p = exp_vec(kSubtract ? load(at) - subtract[v] : load(at));
-      store(at, p);
-      sum[v] += p;
-    }
-  }
-}
 
 // Whether a base is beyond kFar.
 AB_INLINE bool any_far(Vec base) {
@@ -197,45 +127,6 @@ AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Ve
 }
 
 // ---- output ----------------------------------------------------------------------------------------------
-
-// ND value dims from `value`. With kCareful a hidden pair is left out even where its value is NaN or
-// infinite.
-template <int ND, int NV, bool kCareful>
-AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, int count, const float* value,
-                           int64_t value_stride, float* output) {
-  Vec sum[ND][NV];
-#pragma GCC unroll 8
-  for (int d = 0; d < ND; ++d) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[d][v] = Vec{};
-  }
-  for (int k = 0; k < count; ++k, probabilities += kQueries, value += value_stride) {
-    Vec p[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) p[v] = load(probabilities + v * kLanes);
-#pragma GCC unroll 8
-    for (int d = 0; d < ND; ++d) {
-      const Vec x = splat(value[d]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        if (kCareful) {
-          const VecInt hide = load(tile_bias + k * kQueries + v * kLanes) == -kInfinity;
-          sum[d][v] = hide ? sum[d][v] : sum[d][v] + p[v] * x;
-        } else {
-          sum[d][v] += p[v] * x;
-        }
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int d = 0; d < ND; ++d) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      float* at = output + d * kQueries + v * kLanes;
-      store(at, load(at) + sum[d][v]);
-    }
-  }
-}
 
 template <int NV, bool kCareful>
 AB_INLINE void output_tile(const Work& w, const Block& block, int64_t key, int count) {
@@ -385,7 +276,7 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
     base[v] = load(block.base + v * kLanes);
     start[v] = load(row + v * kLanes) - base[v];
   }
-  score_tile<NV, kBias>(w, panels, tile.k0, count, start, greatest);
+  score_tile<NV, kBias ? Start::kHiding : Start::kRow>(w, panels, tile.k0, count, start, greatest);
   if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
@@ -452,15 +343,6 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
 }
 
 // ---- a piece ---------------------------------------------------------------------------------------------
-
-// [d][query] from rows of queries, times scale; lanes past the last query are 0.
-void pack(const float* rows, int32_t count, int32_t dims, float scale, float* packed) {
-  for (int32_t d = 0; d < dims; ++d) {
-    for (int32_t q = 0; q < count; ++q)
-      packed[d * kQueries + q] = rows[static_cast<int64_t>(q) * dims + d] * scale;
-    for (int32_t q = count; q < kQueries; ++q) packed[d * kQueries + q] = 0.0f;
-  }
-}
 
 void reset(const Work& w, const Block& block) {
   const int64_t floats = static_cast<int64_t>(w.output_rows) * kQueries;

@@ -20,11 +20,12 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                        \
-  Kernels {                                                                                    \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::left_over_rows,      \
-        isa::row_scratch_floats, isa::attention_rows, isa::gather_scratch_floats, isa::gather, \
-        isa::bias_rows, isa::bias_copies                                                       \
+#define AB_KERNELS(isa)                                                                             \
+  Kernels {                                                                                         \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::left_over_rows,           \
+        isa::row_scratch_floats, isa::attention_rows, isa::gather_scratch_floats, isa::gather,      \
+        isa::shared_bias_floats, isa::expand_bias, isa::short_scratch_floats, isa::attention_short, \
+        isa::bias_rows, isa::bias_copies                                                            \
   }
 
 // Best last.
@@ -114,6 +115,13 @@ bool gathers(const Extent& e, const KeyBound& bound) {
 
 constexpr int64_t kGatherHeads = 4;
 constexpr int64_t kLeastGatherRun = 8, kMostGatherRun = 64;  // queries of a piece
+
+// Batch rows and heads with few keys are attended whole, from biases that were written once for all batch
+// rows alike: where those are several, and the biases small enough to stay in a cache.
+constexpr int64_t kShortKeys = 256;
+constexpr int64_t kShortRowsPerThread = 4;
+constexpr int64_t kLeastAlike = 4;
+constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {
@@ -259,9 +267,61 @@ struct Backend::State {
     });
   }
 
+  // Attends and returns true where the keys are few and the bias is shared by many batch rows.
+  bool attend_short(const AttentionProblem& p, AbortFlag abort) {
+    const Extent& e = p.extent;
+    const Kernels& kernels = isa.kernels;
+    const int64_t rows = e.batch * e.heads;
+    if (e.keys > kShortKeys || rows < kShortRowsPerThread * pool.size()) return false;
+    ShortTask shared = {};
+    shared.problem = &p;
+    std::vector<const float*> of_batch;
+    if (p.bias && p.bias->term_count() != 0) {
+      std::vector<int64_t> own;  // batch rows that are the first of their kind
+      for (int64_t b = 0; b < e.batch; ++b) {
+        if (p.bias->first_alike(b) == b) own.push_back(b);
+        if (kLeastAlike * static_cast<int64_t>(own.size()) > e.batch) return false;
+      }
+      const int64_t heads = p.bias->depends_on_head() ? e.heads : 1;
+      const int64_t floats =
+          kernels.shared_bias_floats(static_cast<int32_t>(e.queries), static_cast<int32_t>(e.keys));
+      const int64_t kinds = static_cast<int64_t>(own.size());
+      if (kinds * heads * floats > kSharedBiasFloats) return false;
+      float* const to = biases.floats(kinds * heads * floats);
+      run(kinds * heads, abort, [&](int64_t item, int) {
+        kernels.expand_bias(*p.bias, own[static_cast<size_t>(item / heads)], item % heads,
+                            to + item * floats);
+      });
+      of_batch.resize(static_cast<size_t>(e.batch));
+      for (size_t i = 0; i < own.size(); ++i) {
+        of_batch[static_cast<size_t>(own[i])] = to + static_cast<int64_t>(i) * heads * floats;
+      }
+      for (int64_t b = 0; b < e.batch; ++b) {
+        of_batch[static_cast<size_t>(b)] = of_batch[static_cast<size_t>(p.bias->first_alike(b))];
+      }
+      shared.biases = of_batch.data();
+      shared.head_stride = heads > 1 ? floats : 0;
+      shared.hides = std::any_of(p.bias->terms().begin(), p.bias->terms().end(), [](const Term& term) {
+        return visit(term, [](const auto& t) { return std::decay_t<decltype(t)>::kHides; });
+      });
+    }
+    const int64_t rows_run = std::clamp<int64_t>(rows / (pool.size() * kPiecesPerThread), 1, 64);
+    const int64_t scratch_floats = kernels.short_scratch_floats(p);
+    run(ceil_div(rows, rows_run), abort, [&](int64_t item, int worker) {
+      ShortTask task = shared;
+      task.row0 = item * rows_run;
+      task.row1 = std::min(rows, task.row0 + rows_run);
+      task.scratch = scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+      task.abort = abort;
+      if (!kernels.attention_short(task)) throw_aborted();
+    });
+    return true;
+  }
+
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
+  Scratch biases;                // expand_bias's
   Scratch partial;
   Scratch widened[3];  // query, key and value
 };
@@ -292,6 +352,7 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
     const KeyBound bound = p.bias->key_bound();
     if (gathers(p.extent, bound)) return state_->gather(p, bound, abort);
   }
+  if (state_->attend_short(p, abort)) return;
   State& s = *state_;
   const Kernels& kernels = s.isa.kernels;
   const Extent& e = p.extent;

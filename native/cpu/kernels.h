@@ -38,6 +38,19 @@ struct GatherTask {
   AbortFlag abort;
 };
 
+// Batch rows and heads [row0, row1) of a problem with few keys, whole.
+struct ShortTask {
+  const AttentionProblem* problem;
+  // Of each batch row what expand_bias wrote for head 0, head_stride floats before the next head's; null for
+  // no bias.
+  const float* const* biases;
+  int64_t head_stride;
+  bool hides;  // whether biases may be −∞
+  int64_t row0, row1;
+  float* scratch;  // 64-byte aligned, short_scratch_floats() long
+  AbortFlag abort;
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -60,6 +73,12 @@ struct Kernels {
 
   int64_t (*gather_scratch_floats)(const AttentionProblem& problem, const KeyBound& bound);
   bool (*gather)(const GatherTask& task);
+
+  // The bias of one batch row and head as attention_short reads it: shared_bias_floats() long.
+  int64_t (*shared_bias_floats)(int32_t queries, int32_t keys);
+  void (*expand_bias)(const Program& bias, int64_t b, int64_t h, float* to);
+  int64_t (*short_scratch_floats)(const AttentionProblem& problem);
+  bool (*attention_short)(const ShortTask& task);
 
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
@@ -88,6 +107,10 @@ struct Kernels {
   bool attention_rows(const AttentionTask& task, const float* bias_rows);             \
   int64_t gather_scratch_floats(const AttentionProblem& p, const KeyBound& bound);    \
   bool gather(const GatherTask& task);                                                \
+  int64_t shared_bias_floats(int32_t queries, int32_t keys);                          \
+  void expand_bias(const Program& bias, int64_t b, int64_t h, float* to);             \
+  int64_t short_scratch_floats(const AttentionProblem& problem);                      \
+  bool attention_short(const ShortTask& task);                                        \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   }

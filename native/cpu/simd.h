@@ -103,6 +103,67 @@ AB_INLINE Vec lane_sums(const Vec* rows) {
 #endif
 }
 
+// Of floats on any boundary.
+AB_INLINE void store_any(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// rows[i][j] becomes rows[j][i].
+AB_INLINE void transpose(Vec* rows) {
+#if defined(__x86_64__)
+  // Squares of 4×4 within 128 bits: lane L of rows[4g + j] is then column 4L + j of the given rows 4g to 4g
+  // + 3.
+#if defined(__AVX512F__)
+#define AB_PS(name) _mm512_##name##_ps
+  typedef __m512 Native;
+#elif defined(__AVX__)
+#define AB_PS(name) _mm256_##name##_ps
+  typedef __m256 Native;
+#else
+#define AB_PS(name) _mm_##name##_ps
+  typedef __m128 Native;
+#endif
+#pragma GCC unroll 4
+  for (int g = 0; g < kLanes; g += 4) {
+    const Native a = (Native)rows[g], b = (Native)rows[g + 1], c = (Native)rows[g + 2],
+                 d = (Native)rows[g + 3];
+    const Native ab = AB_PS(unpacklo)(a, b), cd = AB_PS(unpacklo)(c, d);
+    const Native ab2 = AB_PS(unpackhi)(a, b), cd2 = AB_PS(unpackhi)(c, d);
+    rows[g] = (Vec)AB_PS(shuffle)(ab, cd, 0x44);
+    rows[g + 1] = (Vec)AB_PS(shuffle)(ab, cd, 0xee);
+    rows[g + 2] = (Vec)AB_PS(shuffle)(ab2, cd2, 0x44);
+    rows[g + 3] = (Vec)AB_PS(shuffle)(ab2, cd2, 0xee);
+  }
+#undef AB_PS
+#if defined(__AVX512F__)
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Native a = (Native)rows[j], b = (Native)rows[4 + j], c = (Native)rows[8 + j],
+                 d = (Native)rows[12 + j];
+    const Native ab = _mm512_shuffle_f32x4(a, b, 0x44), cd = _mm512_shuffle_f32x4(c, d, 0x44);
+    const Native ab2 = _mm512_shuffle_f32x4(a, b, 0xee), cd2 = _mm512_shuffle_f32x4(c, d, 0xee);
+    rows[j] = (Vec)_mm512_shuffle_f32x4(ab, cd, 0x88);
+    rows[4 + j] = (Vec)_mm512_shuffle_f32x4(ab, cd, 0xdd);
+    rows[8 + j] = (Vec)_mm512_shuffle_f32x4(ab2, cd2, 0x88);
+    rows[12 + j] = (Vec)_mm512_shuffle_f32x4(ab2, cd2, 0xdd);
+  }
+#elif defined(__AVX__)
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Native a = (Native)rows[j], b = (Native)rows[4 + j];
+    rows[j] = (Vec)_mm256_permute2f128_ps(a, b, 0x20);
+    rows[4 + j] = (Vec)_mm256_permute2f128_ps(a, b, 0x31);
+  }
+#endif
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float x = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = x;
+    }
+  }
+#endif
+}
+
 // a > b ? a : b, so b where a is NaN.
 AB_INLINE Vec max_or_second(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -158,6 +219,22 @@ AB_INLINE Vec exp_vec(Vec x) {
 #else
   return p * (Vec)(((VecInt)shifted + 127) << 23);
 #endif
+}
+
+// Natural logarithm of a normal x above 0, to 2e-7 of the greater of it and 1; NaN for NaN.
+// x = 2^e·m, m in [√½, √2), and log m = 2·artanh((m − 1)/(m + 1)).
+AB_INLINE Vec log_vec(Vec x) {
+  constexpr int32_t kHalfRoot = 0x3f3504f3;  // the bits of √½
+  const VecInt e = ((VecInt)x - kHalfRoot) >> 23;
+  const Vec m = (Vec)((VecInt)x - (e << 23));
+  const Vec s = (m - 1.0f) / (m + 1.0f);
+  const Vec t = s * s;
+  Vec p = t * 0.222222222f + 0.285714286f;
+  p = p * t + 0.4f;
+  p = p * t + 0.666666667f;
+  p = p * t + 2.0f;
+  const Vec log = __builtin_convertvector(e, Vec) * 0.693147181f + s * p;
+  return x == x ? log : x;
 }
 
 }  // namespace

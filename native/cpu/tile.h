@@ -1,0 +1,174 @@
+// What the kernels whose lanes are queries have in common: a block of 3 vectors of queries side by side,
+// packed as [d][query], against keys and values that are read where they lie. Everything is internal to the
+// including file.
+#pragma once
+
+#include <cstdint>
+
+#include "core/terms.h"
+#include "cpu/simd.h"
+
+namespace attention_bias::cpu {
+namespace {
+
+constexpr int kVectors = 3;
+constexpr int kQueries = kVectors * kLanes;
+constexpr int kRows = kRegisters == 32 ? 8 : 4;  // keys, or value dims, of one register block
+constexpr float kInfinity = __builtin_inff();
+
+// scores += query·key over `dims` dimensions; the head's own, and one panel more for each lowRank term.
+struct Panel {
+  const float* query;  // packed [dims][kQueries]
+  const float* key;    // row of key 0
+  int64_t key_stride;
+  int32_t dims;
+};
+constexpr int kMaxPanels = 1 + kMaxTerms;
+
+// [d][query] from rows of queries, times scale; lanes past the last query are 0.
+AB_INLINE void pack(const float* rows, int32_t count, int32_t dims, float scale, float* packed) {
+  for (int32_t q0 = 0; q0 < kQueries; q0 += kLanes) {
+    for (int32_t d0 = 0; d0 < dims; d0 += kLanes) {
+      const int32_t part = min_i32(dims - d0, kLanes);
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int32_t i = 0; i < kLanes; ++i) {
+        const float* at = rows + static_cast<int64_t>(q0 + i) * dims + d0;
+        square[i] = q0 + i >= count ? Vec{} : scale * (part == kLanes ? load_any(at) : load_part(at, part));
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int32_t i = 0; i < kLanes; ++i) {
+        if (i < part) store(packed + static_cast<int64_t>(d0 + i) * kQueries + q0, square[i]);
+      }
+    }
+  }
+}
+
+// Rows of `count` queries from [d][query], each lane times its factor.
+AB_INLINE void unpack(const float* packed, int32_t count, int32_t dims, const Vec* factor, float* rows) {
+  for (int32_t q0 = 0; q0 < count; q0 += kLanes) {
+    for (int32_t d0 = 0; d0 < dims; d0 += kLanes) {
+      const int32_t part = min_i32(dims - d0, kLanes);
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int32_t i = 0; i < kLanes; ++i) {
+        square[i] = i < part
+                        ? load(packed + static_cast<int64_t>(d0 + i) * kQueries + q0) * factor[q0 / kLanes]
+                        : Vec{};
+      }
+      transpose(square);
+      for (int32_t i = 0; i < min_i32(count - q0, kLanes); ++i) {
+        float* at = rows + static_cast<int64_t>(q0 + i) * dims + d0;
+        if (part == kLanes) {
+          store_any(at, square[i]);
+        } else {
+          __builtin_memcpy(at, &square[i], static_cast<size_t>(part) * sizeof(float));
+        }
+      }
+    }
+  }
+}
+
+// Where the scores of a tile start: at a constant of each query; at biases [key][kQueries] in memory, all of
+// them finite; or at such of which −∞ hide their pair, whatever its product is.
+enum class Start { kRow, kFinite, kHiding };
+
+// NR keys' scores for NV vectors of queries.
+template <int NR, int NV, Start kStart>
+AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
+                          const float* bias, float* scores, Vec* greatest) {
+  Vec sum[NR][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < NR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v)
+      sum[r][v] = kStart == Start::kRow ? row[v] : load(bias + r * kQueries + v * kLanes);
+  }
+  for (int p = 0; p < panel_count; ++p) {
+    const float* query = panels[p].query;
+    const float* at = panels[p].key + key * panels[p].key_stride;
+    const int64_t stride = panels[p].key_stride;
+    for (int32_t d = 0; d < panels[p].dims; ++d, query += kQueries, ++at) {
+      Vec q[NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < NR; ++r) {
+        const Vec k = splat(at[r * stride]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) sum[r][v] += q[v] * k;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < NR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      if (kStart == Start::kHiding) {
+        const Vec given = load(bias + r * kQueries + v * kLanes);
+        sum[r][v] = given == -kInfinity ? Vec{} - kInfinity : sum[r][v];
+      }
+      store(scores + r * kQueries + v * kLanes, sum[r][v]);
+      greatest[v] = max_or_second(sum[r][v], greatest[v]);  // passes over NaN
+    }
+  }
+}
+
+// Scores to probabilities exp(score − subtract), added up in sum.
+template <int NV, bool kSubtract>
+AB_INLINE void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) sum[v] = Vec{};
+  for (int k = 0; k < count; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      float* at = scores + k * kQueries + v * kLanes;
+      const Vec p = exp_vec(kSubtract ? load(at) - subtract[v] : load(at));
+      store(at, p);
+      sum[v] += p;
+    }
+  }
+}
+
+// ND value dims from `value`. With kCareful a hidden pair is left out even where its value is NaN or
+// infinite.
+template <int ND, int NV, bool kCareful>
+AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, int count, const float* value,
+                           int64_t value_stride, float* output) {
+  Vec sum[ND][NV];
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sum[d][v] = Vec{};
+  }
+  for (int k = 0; k < count; ++k, probabilities += kQueries, value += value_stride) {
+    Vec p[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) p[v] = load(probabilities + v * kLanes);
+#pragma GCC unroll 8
+    for (int d = 0; d < ND; ++d) {
+      const Vec x = splat(value[d]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        if (kCareful) {
+          const VecInt hide = load(tile_bias + k * kQueries + v * kLanes) == -kInfinity;
+          sum[d][v] = hide ? sum[d][v] : sum[d][v] + p[v] * x;
+        } else {
+          sum[d][v] += p[v] * x;
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      float* at = output + d * kQueries + v * kLanes;
+      store(at, load(at) + sum[d][v]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attention_bias::cpu
