@@ -20,12 +20,12 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                             \
-  Kernels {                                                                                         \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::left_over_rows,           \
-        isa::row_scratch_floats, isa::attention_rows, isa::gather_scratch_floats, isa::gather,      \
-        isa::shared_bias_floats, isa::expand_bias, isa::short_scratch_floats, isa::attention_short, \
-        isa::bias_rows, isa::bias_copies                                                            \
+#define AB_KERNELS(isa)                                                                                     \
+  Kernels {                                                                                                 \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                         \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,        \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,              \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::bias_rows, isa::bias_copies \
   }
 
 // Best last.
@@ -345,8 +345,8 @@ BackendInfo Backend::info() const {
 
 void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
   const AttentionProblem p = state_->in_f32(given, abort);
-  if (p.precision != Precision::kF32) {
-    throw expected(ErrorCode::kValue, "\"f32\"", "precision on the cpu backend", "another");
+  if (p.precision == Precision::kTf32) {
+    throw expected(ErrorCode::kValue, "\"f32\" or \"bf16\"", "precision on the cpu backend", "\"tf32\"");
   }
   if (p.bias) {
     const KeyBound bound = p.bias->key_bound();
@@ -368,9 +368,12 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
     partial = s.partial.floats(c.key_runs * all_rows * (p.value_dim + 3));
     states = reinterpret_cast<SoftmaxState*>(partial + c.key_runs * all_rows * p.value_dim);
   }
-  const int64_t scratch_floats =
-      std::max(kernels.attention_scratch_floats(p, static_cast<int32_t>(c.query_run)),
-               kernels.row_scratch_floats(p, kernels.query_block()));
+  // Where bfloat16 has no instruction, and for few keys (above), float32 is as fast.
+  const bool bf16 = p.precision == Precision::kBf16 && kernels.has_bf16();
+  const auto attend = bf16 ? kernels.attention_bf16 : kernels.attention;
+  const auto piece_floats = bf16 ? kernels.bf16_scratch_floats : kernels.attention_scratch_floats;
+  const int64_t scratch_floats = std::max(piece_floats(p, static_cast<int32_t>(c.query_run)),
+                                          kernels.row_scratch_floats(p, kernels.query_block()));
 
   s.run(e.batch * e.heads * c.query_runs * c.key_runs, abort, [&](int64_t item, int worker) {
     const int64_t key_index = item % c.key_runs, rest = item / c.key_runs;
@@ -394,7 +397,7 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
       task.out = p.out + first * p.value_dim;
       task.lse = p.lse + first;
     }
-    const int32_t left_over = kernels.left_over_rows(task.q1 - task.q0);
+    const int32_t left_over = bf16 ? 0 : kernels.left_over_rows(task.q1 - task.q0);
     if (left_over != 0) {
       AttentionTask rows = task;
       rows.q0 = task.q1 -= left_over;
@@ -405,7 +408,7 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
       if (!kernels.attention_rows(rows, nullptr)) throw_aborted();
       if (before == 0) return;
     }
-    if (!kernels.attention(task)) throw_aborted();
+    if (!attend(task)) throw_aborted();
   });
   if (!split) return;
 

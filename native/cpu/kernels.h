@@ -64,6 +64,11 @@ struct Kernels {
   // False when it saw the abort flag set; out is then undefined.
   bool (*attention)(const AttentionTask& task);
 
+  // The same with products in bfloat16, where this processor has an instruction for them.
+  bool (*has_bf16)();
+  int64_t (*bf16_scratch_floats)(const AttentionProblem& problem, int32_t queries);
+  bool (*attention_bf16)(const AttentionTask& task);
+
   // How many of a piece's queries, its last, are better attended as rows.
   int32_t (*left_over_rows)(int32_t queries);
   // The same task a query at a time. bias_rows, where it is not null, holds the biases [q1 − q0][k1 − k0] in
@@ -102,6 +107,9 @@ struct Kernels {
   int32_t query_block();                                                              \
   int64_t attention_scratch_floats(const AttentionProblem& problem, int32_t queries); \
   bool attention(const AttentionTask& task);                                          \
+  bool has_bf16();                                                                    \
+  int64_t bf16_scratch_floats(const AttentionProblem& problem, int32_t queries);      \
+  bool attention_bf16(const AttentionTask& task);                                     \
   int32_t left_over_rows(int32_t queries);                                            \
   int64_t row_scratch_floats(const AttentionProblem& problem, int32_t queries);       \
   bool attention_rows(const AttentionTask& task, const float* bias_rows);             \

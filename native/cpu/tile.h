@@ -74,33 +74,38 @@ AB_INLINE void unpack(const float* packed, int32_t count, int32_t dims, const Ve
 // them finite; or at such of which −∞ hide their pair, whatever its product is.
 enum class Start { kRow, kFinite, kHiding };
 
-// NR keys' scores for NV vectors of queries.
+// Where the scores of NR keys start for NV vectors of queries.
 template <int NR, int NV, Start kStart>
-AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
-                          const float* bias, float* scores, Vec* greatest) {
-  Vec sum[NR][NV];
+AB_INLINE void start_rows(const Vec* row, const float* bias, Vec (&sum)[NR][NV]) {
 #pragma GCC unroll 8
   for (int r = 0; r < NR; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v)
       sum[r][v] = kStart == Start::kRow ? row[v] : load(bias + r * kQueries + v * kLanes);
   }
-  for (int p = 0; p < panel_count; ++p) {
-    const float* query = panels[p].query;
-    const float* at = panels[p].key + key * panels[p].key_stride;
-    const int64_t stride = panels[p].key_stride;
-    for (int32_t d = 0; d < panels[p].dims; ++d, query += kQueries, ++at) {
-      Vec q[NV];
+}
+
+template <int NR, int NV>
+AB_INLINE void add_products(const Panel& panel, int64_t key, Vec (&sum)[NR][NV]) {
+  const float* query = panel.query;
+  const float* at = panel.key + key * panel.key_stride;
+  const int64_t stride = panel.key_stride;
+  for (int32_t d = 0; d < panel.dims; ++d, query += kQueries, ++at) {
+    Vec q[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
+    for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < NR; ++r) {
-        const Vec k = splat(at[r * stride]);
+    for (int r = 0; r < NR; ++r) {
+      const Vec k = splat(at[r * stride]);
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sum[r][v] += q[v] * k;
-      }
+      for (int v = 0; v < NV; ++v) sum[r][v] += q[v] * k;
     }
   }
+}
+
+// Hides and keeps the scores.
+template <int NR, int NV, Start kStart>
+AB_INLINE void finish_rows(const float* bias, Vec (&sum)[NR][NV], float* scores, Vec* greatest) {
 #pragma GCC unroll 8
   for (int r = 0; r < NR; ++r) {
 #pragma GCC unroll 8
@@ -113,6 +118,16 @@ AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, con
       greatest[v] = max_or_second(sum[r][v], greatest[v]);  // passes over NaN
     }
   }
+}
+
+// NR keys' scores for NV vectors of queries.
+template <int NR, int NV, Start kStart>
+AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
+                          const float* bias, float* scores, Vec* greatest) {
+  Vec sum[NR][NV];
+  start_rows<NR, NV, kStart>(row, bias, sum);
+  for (int p = 0; p < panel_count; ++p) add_products(panels[p], key, sum);
+  finish_rows<NR, NV, kStart>(bias, sum, scores, greatest);
 }
 
 // Scores to probabilities exp(score − subtract), added up in sum.
@@ -131,17 +146,34 @@ AB_INLINE void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum)
   }
 }
 
+template <int ND, int NV>
+AB_INLINE void clear_rows(Vec (&sum)[ND][NV]) {
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sum[d][v] = Vec{};
+  }
+}
+
+template <int ND, int NV>
+AB_INLINE void add_rows(const Vec (&sum)[ND][NV], float* output) {
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      float* at = output + d * kQueries + v * kLanes;
+      store(at, load(at) + sum[d][v]);
+    }
+  }
+}
+
 // ND value dims from `value`. With kCareful a hidden pair is left out even where its value is NaN or
 // infinite.
 template <int ND, int NV, bool kCareful>
 AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, int count, const float* value,
                            int64_t value_stride, float* output) {
   Vec sum[ND][NV];
-#pragma GCC unroll 8
-  for (int d = 0; d < ND; ++d) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[d][v] = Vec{};
-  }
+  clear_rows(sum);
   for (int k = 0; k < count; ++k, probabilities += kQueries, value += value_stride) {
     Vec p[NV];
 #pragma GCC unroll 8
@@ -160,14 +192,7 @@ AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, i
       }
     }
   }
-#pragma GCC unroll 8
-  for (int d = 0; d < ND; ++d) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      float* at = output + d * kQueries + v * kLanes;
-      store(at, load(at) + sum[d][v]);
-    }
-  }
+  add_rows(sum, output);
 }
 
 }  // namespace

@@ -1,0 +1,212 @@
+// Biased attention forward in bfloat16 with sums of float32, compiled once an instruction set:
+// attention_body.h with vdpbf16ps, which multiplies two pairs of bfloat16 a lane and adds both products to a
+// float32. Only x86-64-v4 has it, on some processors (has_bf16); elsewhere attention_bf16 is null.
+//
+//   keys, values  of a block are converted once for all its blocks of queries: keys to rows of pairs of dims,
+//                 values to rows of [value_dim] pairs of two keys' values. 64 KB at head dim 32.
+//   queries       are packed as [d / 2][query] pairs, with scale·log2 e folded in.
+//   softmax       2^x by a polynomial of degree 3 (1e-4, where bfloat16 keeps 2e-3); probabilities of two
+//   keys
+//                 become pairs by integer additions and a shift, which run beside the multipliers on Zen 4.
+//
+// lowRank terms are added in float32.
+#if defined(__AVX512F__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16"))), apply_to = function)
+#else
+#pragma GCC target("avx512bf16")
+#endif
+#define AB_BF16_PRODUCTS 1
+#endif
+
+#include "cpu/attention_body.h"
+
+namespace attention_bias::cpu {
+
+#if AB_BF16_PRODUCTS
+namespace {
+
+typedef uint32_t VecBits __attribute__((vector_size(kVectorBytes)));
+
+AB_INLINE Vec add_pairs(Vec sum, Vec a, Vec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+AB_INLINE Vec splat_pair(const uint32_t* p) { return (Vec)(VecBits{} + *p); }
+
+// The nearest bfloat16 of each lane in its low half.
+AB_INLINE VecBits nearest(Vec x) {
+  return (VecBits)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
+
+AB_INLINE Vec pairs(Vec low, Vec high) { return (Vec)(nearest(low) | nearest(high) << 16); }
+
+AB_INLINE Vec load_dims(const float* p, int32_t count) {
+  return count >= kLanes ? load_any(p) : load_part(p, count);
+}
+
+// 2^x for x ≤ 127, to 1e-4; 0 for x < −150; NaN for NaN.
+AB_INLINE Vec exp2_vec(Vec x) {
+  constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it rounds
+  x = max_or_second(splat(-152.0f), x);
+  const Vec n = (x + kRound) - kRound;
+  const Vec f = x - n;
+  Vec p = f * 0.05517167f + 0.24261113f;
+  p = p * f + 0.69326099f;
+  p = p * f + 0.99992807f;
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+
+struct Bfloat16 {
+  static constexpr float kUnit = 1.44269504f;
+  static constexpr bool kRedoesAsRows = true;
+
+  static int32_t pair_count(int64_t dims) { return static_cast<int32_t>((dims + 1) / 2); }
+  // Whole vectors are written, up to one past the end.
+  static int64_t key_floats(const AttentionProblem& p, int32_t keys) {
+    return (static_cast<int64_t>(keys) * pair_count(p.head_dim) + 2 * kLanes - 1) / kLanes * kLanes;
+  }
+  static int64_t block_floats(const AttentionProblem& p, int32_t keys) {
+    return key_floats(p, keys) + (pair_count(keys) * p.value_dim + 2 * kLanes - 1) / kLanes * kLanes;
+  }
+
+  static void enter_block(Work* w, int32_t k0, int32_t k1) {
+    const AttentionProblem& p = *w->problem;
+    const int32_t head_dim = static_cast<int32_t>(p.head_dim), value_dim = static_cast<int32_t>(p.value_dim);
+    const int32_t stride = pair_count(head_dim);
+    w->block_k0 = k0;
+    float* const keys = w->converted;
+    float* const values = keys + key_floats(p, key_block(p));
+    w->converted_values = values;
+    for (int32_t k = k0; k < k1; ++k) {
+      const float* key = w->key + static_cast<int64_t>(k) * head_dim;
+      float* to = keys + static_cast<int64_t>(k - k0) * stride;
+      for (int32_t d = 0; d < head_dim; d += kLanes) {
+        const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)load_dims(key + d, head_dim - d));
+        __builtin_memcpy(to + d / 2, &half, sizeof half);
+      }
+    }
+    for (int32_t k = k0; k < k1; k += 2) {
+      const float* value = w->value + static_cast<int64_t>(k) * value_dim;
+      float* to = values + static_cast<int64_t>((k - k0) / 2) * value_dim;
+      for (int32_t d = 0; d < value_dim; d += kLanes) {
+        const Vec low = load_dims(value + d, value_dim - d);
+        const Vec high = k + 1 < k1 ? load_dims(value + value_dim + d, value_dim - d) : Vec{};
+        store_any(to + d, pairs(low, high));
+      }
+    }
+  }
+
+  static void pack(const float* rows, int32_t count, int32_t dims, float scale, float* packed) {
+    cpu::pack(rows, count, dims, scale, packed);
+    for (int32_t d = 0; d < dims; d += 2) {
+      for (int32_t q = 0; q < kQueries; q += kLanes) {
+        const float* at = packed + d * kQueries + q;
+        store(packed + d / 2 * kQueries + q, pairs(load(at), d + 1 < dims ? load(at + kQueries) : Vec{}));
+      }
+    }
+  }
+
+  template <int NR, int NV, Start kStart>
+  AB_INLINE static void score_rows(const Work& w, const Panel* panels, int64_t key, int in_tile,
+                                   const Vec* row, Vec* greatest) {
+    const float* bias = w.tile_bias + in_tile * kQueries;
+    const int32_t stride = pair_count(panels[0].dims);
+    const float* query = panels[0].query;
+    const uint32_t* at = reinterpret_cast<const uint32_t*>(w.converted) + (key - w.block_k0) * stride;
+    Vec sum[NR][NV];
+    start_rows<NR, NV, kStart>(row, bias, sum);
+    for (int32_t i = 0; i < stride; ++i, query += kQueries, ++at) {
+      Vec q[NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < NR; ++r) {
+        const Vec k = splat_pair(at + r * stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) sum[r][v] = add_pairs(sum[r][v], q[v], k);
+      }
+    }
+    for (int p = 1; p < w.panel_count; ++p) add_products(panels[p], key, sum);
+    finish_rows<NR, NV, kStart>(bias, sum, w.scores + in_tile * kQueries, greatest);
+  }
+
+  // The probabilities of keys 2i and 2i + 1 become row i, as pairs; an odd key's partner is 0. The sums are of
+  // those before rounding, so that no NaN is lost, whatever its bits.
+  template <int NV, bool kSubtract>
+  AB_INLINE static void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
+    constexpr uint32_t kHalf = 0x8000, kHigh = 0xffff0000;
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sum[v] = Vec{};
+    if (count % 2 != 0) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        store(scores + count * kQueries + v * kLanes, Vec{} - kInfinity);
+      }
+    }
+    for (int k = 0; k < count; k += 2) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        const float* at = scores + k * kQueries + v * kLanes;
+        const Vec less = kSubtract ? subtract[v] : Vec{};
+        const Vec first = exp2_vec(load(at) - less), second = exp2_vec(load(at + kQueries) - less);
+        sum[v] += first + second;
+        const VecBits low = ((VecBits)first + kHalf) >> 16, high = ((VecBits)second + kHalf) & kHigh;
+        store(scores + k / 2 * kQueries + v * kLanes, (Vec)(low | high));
+      }
+    }
+  }
+
+  template <int ND, int NV, bool kCareful>
+  AB_INLINE static void output_rows(const Work& w, int64_t key, int count, int32_t d, float* output) {
+    static_assert(!kCareful, "attention_rows is careful");
+    const int64_t stride = w.problem->value_dim;
+    const float* probabilities = w.scores;
+    const uint32_t* value =
+        reinterpret_cast<const uint32_t*>(w.converted_values) + (key - w.block_k0) / 2 * stride + d;
+    Vec sum[ND][NV];
+    clear_rows(sum);
+    for (int i = 0; i < (count + 1) / 2; ++i, probabilities += kQueries, value += stride) {
+      Vec p[NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) p[v] = load(probabilities + v * kLanes);
+#pragma GCC unroll 8
+      for (int j = 0; j < ND; ++j) {
+        const Vec x = splat_pair(value + j);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) sum[j][v] = add_pairs(sum[j][v], p[v], x);
+      }
+    }
+    add_rows(sum, output);
+  }
+};
+
+}  // namespace
+#endif
+
+namespace AB_ISA_NAME {
+
+#if AB_BF16_PRODUCTS
+
+bool has_bf16() { return __builtin_cpu_supports("avx512bf16"); }
+
+int64_t bf16_scratch_floats(const AttentionProblem& p, int32_t queries) {
+  return scratch_floats<Bfloat16>(p, queries);
+}
+
+bool attention_bf16(const AttentionTask& t) { return attend_piece<Bfloat16>(t); }
+
+#else
+
+bool has_bf16() { return false; }
+int64_t bf16_scratch_floats(const AttentionProblem&, int32_t) { return 0; }
+bool attention_bf16(const AttentionTask&) { return false; }
+
+#endif
+
+}  // namespace AB_ISA_NAME
+}  // namespace attention_bias::cpu
+
+#if AB_BF16_PRODUCTS && defined(__clang__)
+#pragma clang attribute pop
+#endif
