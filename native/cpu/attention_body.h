@@ -11,8 +11,9 @@
 //            it by kSlack. Where a tile's bias is constant along keys its scores start at bias − base, and
 //            nothing is left to subtract.
 //   output   8 (4) value dims × 3 vectors over the tile's keys, starting at zero, then added to the output of
-//            the block of keys, and that at its end to the running total with a compensation term (Kahan).
-//            Adding key by key into one total loses accuracy in a long row: 9e-6 at 56,400 equal keys.
+//            some blocks of keys, and that at their end to the running total with a compensation term
+//            (Kahan). Adding key by key into one total loses accuracy in a long row: 9e-6 at 56,400 equal
+//            keys.
 //
 // Blocks of keys that fit L2 are the outer loop and blocks of queries the inner, so that keys and values come
 // from memory once. Order in a score: scale (in the packed query), dot product, bias, masks, as in
@@ -21,9 +22,14 @@
 // An Arithmetic has
 //   block_floats   scratch for what a block of keys is converted to, and enter_block, which converts it
 //   pack           a block of queries for score_rows
-//   score_rows     scores of some keys from their start, as tile.h's
-//   exp_tile       scores to probabilities, in place, and their sums
+//   score_rows     scores of some keys from their start, as tile.h's; with kExp it also takes the
+//   exponentials
+//                  of the scores that it replaces, as exp_tile
+//   exp_tile       w.scores to w.probabilities, and their sums
+//   kBeside        whether whole tiles' exponentials wait for the products of the next tile (score_rows with
+//                  kExp), to run beside them
 //   output_rows    probabilities times some of the value dims, added to the block's output
+//   kFoldKeys      keys whose outputs are added up before they join the total
 //   kRedoesAsRows  whether a block of queries to whose output hidden keys may have brought a NaN is attended
 //                  again by attention_rows, in float32, rather than by output_rows with kCareful
 #pragma once
@@ -47,16 +53,15 @@ constexpr float kFar = 4096.0f;             // bases beyond are not folded into 
 // Running state of a block of queries, all by lane.
 struct Block {
   float* packed;  // [all panels' dims][kQueries]
-  float*
-      output;  // [value_dim + 1][kQueries] of the block of keys at hand; the last row sums exp(score − base)
-  float* total;  // likewise of the blocks before; the same as output where there is but one block of keys
-  float* lost;   // what total lacks by rounding
-  float* base;   // [kQueries] each
+  float* output;  // [value_dim + 1][kQueries] of the keys at hand; the last row sums exp(score − base)
+  float* total;   // likewise of those before; the same as output where nothing is folded
+  float* lost;    // what total lacks by rounding
+  float* base;    // [kQueries] each
   float* limit;  // what a score may be above the base before that moves: kSlack, or −∞ while there is none
   float* seen;   // 1 where a key was visible
 };
 
-constexpr int kTiles = 3;  // scores, tile_bias, local
+constexpr int kTiles = 4;  // scores, tile_bias, local, probabilities
 
 struct Work {
   const AttentionTask* task;
@@ -68,31 +73,35 @@ struct Work {
   int32_t packed_dims;
   int32_t panel_count;
   int32_t output_rows;  // value_dim + 1
-  bool one_key_block;
-  const float* key;  // of this batch row and head
+  bool two_levels;      // whether outputs of some blocks of keys are summed apart: Arithmetic::kFoldKeys
+  bool folds;           // whether they join the total after this block
+  const float* key;     // of this batch row and head
   const float* value;
   float* converted;  // Arithmetic::enter_block's keys, from block_k0 on, and their values
   float* converted_values;
   int32_t block_k0;
-  float* scores;     // [kTileKeys][kQueries]: scores, then probabilities
-  float* tile_bias;  // [kTileKeys][kQueries]
-  float* local;      // [kTileKeys][kQueries]: a local mask being built
+  float* scores;         // [kTileKeys][kQueries]
+  float* probabilities;  // likewise, as Arithmetic has them; the same memory but for kBeside
+  float* tile_bias;      // [kTileKeys][kQueries]
+  float* local;          // [kTileKeys][kQueries]: a local mask being built
 };
 
 // ---- scores ----------------------------------------------------------------------------------------------
 
 // Scores of `count` ≤ kTileKeys keys; greatest[v] is the greatest of each query that is not NaN, or −∞.
-template <class Arithmetic, int NV, Start kStart>
+// With kExp the scores that were there, of a whole tile, become probabilities, and their sums join `sums`.
+template <class Arithmetic, int NV, Start kStart, bool kExp = false>
 AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
-                          Vec* greatest) {
+                          Vec* greatest, float* sums = nullptr) {
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
   int k = 0;
-  for (; k + kRows <= count; k += kRows) {
-    Arithmetic::template score_rows<kRows, NV, kStart>(w, panels, key + k, k, row, greatest);
+  constexpr int kGroup = kExp ? kRows / 2 : kRows;  // exponentials want registers too
+  for (; k + kGroup <= count; k += kGroup) {
+    Arithmetic::template score_rows<kGroup, NV, kStart, kExp>(w, panels, key + k, k, row, greatest, sums);
   }
-  for (; k < count; ++k) {
-    Arithmetic::template score_rows<1, NV, kStart>(w, panels, key + k, k, row, greatest);
+  for (; !kExp && k < count; ++k) {
+    Arithmetic::template score_rows<1, NV, kStart, false>(w, panels, key + k, k, row, greatest, sums);
   }
 }
 
@@ -125,7 +134,7 @@ AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Ve
     store(block.limit + v * kLanes, move ? Vec{} + kSlack : limit);
   }
   float* const sums[3] = {block.output, block.total, block.lost};
-  for (int i = 0; i < (w.one_key_block ? 1 : 3); ++i) {
+  for (int i = 0; i < (w.two_levels ? 3 : 1); ++i) {
     for (int32_t d = 0; d < w.output_rows; ++d) {
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
@@ -241,9 +250,10 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
   }
 }
 
-AB_INLINE bool any_hidden(const float* row, int32_t count) {
+AB_INLINE bool any_hidden(const float* row) {
   bool any = false;
-  for (int32_t i = 0; i < count; ++i) any |= row[i] == -kInfinity;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) any |= any_greater(splat(-__FLT_MAX__), load(row + v * kLanes));
   return any;
 }
 
@@ -251,13 +261,13 @@ AB_INLINE bool any_hidden(const float* row, int32_t count) {
 
 // Adds additive local terms to the scores. They may lower them, so the greatest are found anew.
 template <int NV>
-void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greatest) {
+__attribute__((noinline)) void patch_scores(const Work& w, uint64_t patches, const Tile& tile,
+                                            Vec* greatest) {
   for (; patches != 0; patches &= patches - 1) {
     visit(w.terms[lowest_bit(patches)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
       if constexpr (T::kLocal && !T::kHides) {
-        const auto plus = [](float score, float bias)
-                              AB_INLINE_LAMBDA { return score + bias * Arithmetic::kUnit; };
+        const auto plus = [](float score, float bias) AB_INLINE_LAMBDA { return score + bias; };
         add_near(term, tile, w.scores, plus);
       }
     });
@@ -272,20 +282,52 @@ void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greate
   }
 }
 
+// Probabilities of w.scores, less `subtract`, into the block's sums and outputs.
+template <class Arithmetic, int NV, bool kSubtract, bool kCareful>
+AB_INLINE void weigh_tile(const Work& w, const Block& block, int64_t key, int count, const Vec* subtract) {
+  Vec sum[NV];
+  Arithmetic::template exp_tile<NV, kSubtract>(w, count, subtract, sum);
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    float* at = block.output + w.problem->value_dim * kQueries + v * kLanes;
+    store(at, load(at) + sum[v]);
+  }
+  output_tile<Arithmetic, NV, kCareful>(w, block, key, count);
+}
+
+constexpr int32_t kNone = -1;
+
+// The same of the tile that waits, if one does.
+template <class Arithmetic, int NV>
+AB_INLINE void weigh_waiting(const Work& w, const Block& block, int32_t* waiting) {
+  if (*waiting != kNone) weigh_tile<Arithmetic, NV, false, false>(w, block, *waiting, kTileKeys, nullptr);
+  *waiting = kNone;
+}
+
 // With kBias the tile's biases are in memory, and what scores subtract of the base they subtract in the end.
+// `waiting` is the first key of a whole tile whose scores are there and not weighed yet, or kNone.
 template <class Arithmetic, int NV, bool kBias, bool kCareful>
 void attend_tile(const Work& w, const Block& block, const Panel* panels, const Tile& tile, const float* row,
-                 uint64_t patches, bool* far) {
+                 uint64_t patches, bool* far, int32_t* waiting) {
   const int count = tile.k1 - tile.k0;
-  Vec start[NV], base[NV], greatest[NV], moved[NV], sum[NV];
+  const bool beside = Arithmetic::kBeside && !kBias && count == kTileKeys;
+  if (!beside) weigh_waiting<Arithmetic, NV>(w, block, waiting);
+  Vec start[NV], base[NV], greatest[NV], moved[NV];
   bool passed = false;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     base[v] = load(block.base + v * kLanes);
     start[v] = load(row + v * kLanes) - base[v];
   }
-  score_tile<Arithmetic, NV, kBias ? Start::kHiding : Start::kRow>(w, panels, tile.k0, count, start,
-                                                                   greatest);
+  if (beside && *waiting != kNone) {
+    float* const sums = block.output + w.problem->value_dim * kQueries;
+    score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, tile.k0, kTileKeys, start, greatest, sums);
+    output_tile<Arithmetic, NV, false>(w, block, *waiting, kTileKeys);
+    *waiting = kNone;
+  } else {
+    score_tile<Arithmetic, NV, kBias ? Start::kHiding : Start::kRow>(w, panels, tile.k0, count, start,
+                                                                     greatest);
+  }
   if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
@@ -294,18 +336,14 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
   }
   if (passed) move_base<NV>(w, block, greatest, base, moved, far);
   if (kBias) {
-    Arithmetic::template exp_tile<NV, true>(w.scores, count, base, sum);
+    weigh_tile<Arithmetic, NV, true, kCareful>(w, block, tile.k0, count, base);
   } else if (passed) {
-    Arithmetic::template exp_tile<NV, true>(w.scores, count, moved, sum);
+    weigh_tile<Arithmetic, NV, true, kCareful>(w, block, tile.k0, count, moved);
+  } else if (beside) {
+    *waiting = tile.k0;
   } else {
-    Arithmetic::template exp_tile<NV, false>(w.scores, count, moved, sum);
+    weigh_tile<Arithmetic, NV, false, kCareful>(w, block, tile.k0, count, nullptr);
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) {
-    float* at = block.output + w.problem->value_dim * kQueries + v * kLanes;
-    store(at, load(at) + sum[v]);
-  }
-  output_tile<Arithmetic, NV, kCareful>(w, block, tile.k0, count);
 }
 
 void mark_seen(const Block& block, const float* tile_bias, int count) {
@@ -325,30 +363,52 @@ void mark_seen(const Block& block, const float* tile_bias, int count) {
 template <class Arithmetic, int NV, bool kCareful>
 void attend_keys(const Work& w, const Block& block, const Panel* panels, const Tile& keys) {
   const TilePlan plan = plan_tile(w.terms, w.element_terms, keys);
-  if (plan.hidden) return;
+  if (plan.hidden) {
+    if (w.folds) fold_output<NV>(w, block);
+    return;
+  }
   alignas(kVectorBytes) float block_row[kQueries] = {};
   add_row_constants(w.terms, plan.row_constant, keys, block_row);
   bool far = false;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) far |= any_far(load(block.base + v * kLanes));
+  const bool block_hides = any_hidden(block_row);
+  bool all_seen = false;
+  int32_t waiting = kNone;
   Tile tile = keys;
   for (; tile.k0 < keys.k1; tile.k0 = tile.k1) {
     tile.k1 = min_i32(tile.k0 + kTileKeys, keys.k1);
-    const TilePlan part = plan_tile(w.terms, plan.mixed, tile);
-    if (part.hidden) continue;
-    alignas(kVectorBytes) float row[kQueries];
-    for (int q = 0; q < kQueries; ++q) row[q] = block_row[q];
-    add_row_constants(w.terms, part.row_constant, tile, row);
-    if ((part.mixed & ~w.patch_terms) != 0 || kCareful || far || any_hidden(row, kQueries)) {
-      fill_tile_bias(w, part.mixed, tile, row);
+    // Most tiles have nothing but what holds for the block of keys: for them as little as can be is done
+    // here.
+    const float* row = block_row;
+    uint64_t mixed = 0;
+    bool hides = block_hides;
+    alignas(kVectorBytes) float tile_row[kQueries];
+    if (plan.mixed != 0) {
+      const TilePlan part = plan_tile(w.terms, plan.mixed, tile);
+      if (part.hidden) continue;
+      mixed = part.mixed;
+      if (part.row_constant != 0) {
+        for (int q = 0; q < kQueries; ++q) tile_row[q] = block_row[q];
+        add_row_constants(w.terms, part.row_constant, tile, tile_row);
+        row = tile_row;
+        hides = any_hidden(row);
+      }
+    }
+    if ((mixed & ~w.patch_terms) != 0 || kCareful || far || hides) {
+      fill_tile_bias(w, mixed, tile, row);
       mark_seen(block, w.tile_bias, tile.k1 - tile.k0);
-      attend_tile<Arithmetic, NV, true, kCareful>(w, block, panels, tile, row, 0, &far);
+      attend_tile<Arithmetic, NV, true, kCareful>(w, block, panels, tile, row, 0, &far, &waiting);
     } else {
-      for (int q = 0; q < kQueries; ++q) block.seen[q] = 1.0f;
-      attend_tile<Arithmetic, NV, false, false>(w, block, panels, tile, row, part.mixed, &far);
+      if (!all_seen) {
+        for (int q = 0; q < kQueries; ++q) block.seen[q] = 1.0f;
+        all_seen = true;
+      }
+      attend_tile<Arithmetic, NV, false, false>(w, block, panels, tile, row, mixed, &far, &waiting);
     }
   }
-  if (!w.one_key_block) fold_output<NV>(w, block);
+  if (Arithmetic::kBeside) weigh_waiting<Arithmetic, NV>(w, block, &waiting);
+  if (w.folds) fold_output<NV>(w, block);
 }
 
 // ---- a piece ---------------------------------------------------------------------------------------------
@@ -356,7 +416,7 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
 void reset(const Work& w, const Block& block) {
   const int64_t floats = static_cast<int64_t>(w.output_rows) * kQueries;
   for (int64_t i = 0; i < floats; ++i) block.output[i] = 0.0f;
-  if (!w.one_key_block) {
+  if (w.two_levels) {
     for (int64_t i = 0; i < floats; ++i) block.total[i] = block.lost[i] = 0.0f;
   }
   for (int32_t q = 0; q < kQueries; ++q) {
@@ -473,6 +533,7 @@ bool attend_piece(const AttentionTask& t) {
   w.scores = t.scratch;
   w.tile_bias = t.scratch + kTileKeys * kQueries;
   w.local = t.scratch + 2 * kTileKeys * kQueries;
+  w.probabilities = Arithmetic::kBeside ? t.scratch + 3 * kTileKeys * kQueries : w.scores;
   const int32_t step = key_block(p);
   w.converted = t.scratch + kTiles * kTileKeys * kQueries;
   float* const row_scratch = w.converted + Arithmetic::block_floats(p, step);
@@ -480,13 +541,20 @@ bool attend_piece(const AttentionTask& t) {
   if (Arithmetic::kRedoesAsRows) blocks += AB_ISA_NAME::row_scratch_floats(p, kQueries);
   const int64_t floats = kQueries * state_floats(p);
 
-  w.one_key_block = t.k1 - t.k0 <= step;
+  const int32_t fold_keys = max_i32(step, Arithmetic::kFoldKeys / step * step);
+  w.two_levels = t.k1 - t.k0 > fold_keys;
+  const auto enter = [&](int32_t k0) AB_INLINE_LAMBDA {
+    const int32_t k1 = min_i32(k0 + step, t.k1);
+    w.folds = w.two_levels && ((k1 - t.k0) % fold_keys == 0 || k1 == t.k1);
+    Arithmetic::enter_block(&w, k0, k1);
+    return k1;
+  };
 
   const auto block_at = [&](int32_t q0) AB_INLINE_LAMBDA {
     float* at = blocks + (q0 - t.q0) / kQueries * floats;
     const int64_t rows = static_cast<int64_t>(w.output_rows) * kQueries;
     float* output = at + static_cast<int64_t>(w.packed_dims) * kQueries;
-    float* total = w.one_key_block ? output : output + rows;
+    float* total = w.two_levels ? output + rows : output;
     float* state = output + 3 * rows;
     return Block{at, output, total, output + 2 * rows, state, state + kQueries, state + 2 * kQueries};
   };
@@ -496,11 +564,11 @@ bool attend_piece(const AttentionTask& t) {
     reset(w, block);
   }
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
-    Arithmetic::enter_block(&w, k0, min_i32(k0 + step, t.k1));
+    const int32_t k1 = enter(k0);
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
       const Block block = block_at(q0);
-      attend<Arithmetic, false>(w, block, q0, min_i32(q0 + kQueries, t.q1), k0, min_i32(k0 + step, t.k1));
+      attend<Arithmetic, false>(w, block, q0, min_i32(q0 + kQueries, t.q1), k0, k1);
     }
   }
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
@@ -522,7 +590,7 @@ bool attend_piece(const AttentionTask& t) {
         reset(w, block);
         for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
           if (aborted(t.abort)) return false;
-          attend<Arithmetic, true>(w, block, q0, q1, k0, min_i32(k0 + step, t.k1));
+          attend<Arithmetic, true>(w, block, q0, q1, k0, enter(k0));
         }
       }
     }

@@ -7,6 +7,8 @@ namespace {
 
 struct Float32 {
   static constexpr bool kRedoesAsRows = false;
+  static constexpr bool kBeside = false;
+  static constexpr int32_t kFoldKeys = 4096;
 
   static int64_t block_floats(const AttentionProblem&, int32_t) { return 0; }
   static void enter_block(Work*, int32_t, int32_t) {}
@@ -15,16 +17,16 @@ struct Float32 {
     cpu::pack(rows, count, dims, scale, packed);
   }
 
-  template <int NR, int NV, Start kStart>
+  template <int NR, int NV, Start kStart, bool kExp>
   AB_INLINE static void score_rows(const Work& w, const Panel* panels, int64_t key, int in_tile,
-                                   const Vec* row, Vec* greatest) {
+                                   const Vec* row, Vec* greatest, float*) {
     cpu::score_rows<NR, NV, kStart>(panels, w.panel_count, key, row, w.tile_bias + in_tile * kQueries,
                                     w.scores + in_tile * kQueries, greatest);
   }
 
   template <int NV, bool kSubtract>
-  AB_INLINE static void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
-    cpu::exp_tile<NV, kSubtract>(scores, count, subtract, sum);
+  AB_INLINE static void exp_tile(const Work& w, int count, const Vec* subtract, Vec* sum) {
+    cpu::exp_tile<NV, kSubtract>(w.scores, count, subtract, sum);
   }
 
   template <int ND, int NV, bool kCareful>

@@ -45,20 +45,31 @@ AB_INLINE Vec load_dims(const float* p, int32_t count) {
   return count >= kLanes ? load_any(p) : load_part(p, count);
 }
 
-// 2^x for x ≤ 127, to 1e-4; 0 for x < −150; NaN for NaN.
-AB_INLINE Vec exp2_vec(Vec x) {
-  constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it rounds
-  x = max_or_second(splat(-152.0f), x);
-  const Vec n = (x + kRound) - kRound;
-  const Vec f = x - n;
-  Vec p = f * 0.05517167f + 0.24261113f;
-  p = p * f + 0.69326099f;
-  p = p * f + 0.99992807f;
+// What exp_pair multiplies by and adds, in memory: beside products there are no registers for them, and an
+// instruction broadcasts one of them for nothing.
+struct ExpConstants {
+  float least, log2e, round;  // 1.5·2^23: adding it rounds
+  float power[4];             // 2^f for |f| ≤ 1/2, to 1e-4
+  uint32_t half, high;        // of the bits that bfloat16 drops; those that it keeps
+};
+constexpr ExpConstants kExp = {-105.0f,     1.44269504f,
+                               12582912.0f, {0.99992807f, 0.69326099f, 0.24261113f, 0.05517167f},
+                               0x8000,      0xffff0000};
+
+// As exp_vec, to 1e-4.
+AB_INLINE Vec exp_coarse(Vec x, const ExpConstants& c) {
+  x = max_or_second(splat(c.least), x);
+  const Vec n = (x * c.log2e + c.round) - c.round;
+  const Vec f = x * c.log2e - n;
+  Vec p = f * c.power[3] + c.power[2];
+  p = p * f + c.power[1];
+  p = p * f + c.power[0];
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
 }
 
 struct Bfloat16 {
-  static constexpr float kUnit = 1.44269504f;
+  static constexpr bool kBeside = true;
+  static constexpr int32_t kFoldKeys = 1 << 30;  // what that loses is far below what bfloat16 does
   static constexpr bool kRedoesAsRows = true;
 
   static int32_t pair_count(int64_t dims) { return static_cast<int32_t>((dims + 1) / 2); }
@@ -107,53 +118,78 @@ struct Bfloat16 {
     }
   }
 
-  template <int NR, int NV, Start kStart>
+  // The scores of keys k and k + 1 of the tile become a row of probabilities, as pairs. The sum is of those
+  // before rounding, so that no NaN is lost, whatever its bits.
+  template <bool kSubtract>
+  AB_INLINE static Vec exp_pair(const Work& w, int k, int v, Vec subtract) {
+    const ExpConstants* c = &kExp;
+    asm("" : "+r"(c));  // or the compiler would keep them in registers
+    const float* at = w.scores + k * kQueries + v * kLanes;
+    const Vec first = exp_coarse(kSubtract ? load(at) - subtract : load(at), *c);
+    const VecBits low = ((VecBits)first + c->half) >> 16;
+    const Vec second = exp_coarse(kSubtract ? load(at + kQueries) - subtract : load(at + kQueries), *c);
+    const VecBits high = ((VecBits)second + c->half) & c->high;
+    store(w.probabilities + k / 2 * kQueries + v * kLanes, (Vec)(low | high));
+    return first + second;
+  }
+
+  template <int NR, int NV, Start kStart, bool kExp>
   AB_INLINE static void score_rows(const Work& w, const Panel* panels, int64_t key, int in_tile,
-                                   const Vec* row, Vec* greatest) {
+                                   const Vec* row, Vec* greatest, float* sums) {
     const float* bias = w.tile_bias + in_tile * kQueries;
     const int32_t stride = pair_count(panels[0].dims);
     const float* query = panels[0].query;
-    const uint32_t* at = reinterpret_cast<const uint32_t*>(w.converted) + (key - w.block_k0) * stride;
+    const uint32_t* key_at = reinterpret_cast<const uint32_t*>(w.converted) + (key - w.block_k0) * stride;
     Vec sum[NR][NV];
     start_rows<NR, NV, kStart>(row, bias, sum);
-    for (int32_t i = 0; i < stride; ++i, query += kQueries, ++at) {
+    const auto step = [&]() AB_INLINE_LAMBDA {
       Vec q[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < NR; ++r) {
-        const Vec k = splat_pair(at + r * stride);
+        const Vec k = splat_pair(key_at + r * stride);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) sum[r][v] = add_pairs(sum[r][v], q[v], k);
       }
+      query += kQueries;
+      ++key_at;
+    };
+    int32_t i = 0;
+    const auto exps = [&](auto beside) AB_INLINE_LAMBDA {
+      for (int k = 0; k < NR; k += 2) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          if constexpr (decltype(beside)::value) step();
+          float* const at = sums + v * kLanes;
+          store(at, load(at) + exp_pair<false>(w, in_tile + k, v, Vec{}));
+        }
+      }
+      if constexpr (decltype(beside)::value) i = NR / 2 * NV;
+    };
+    if constexpr (kExp) {
+      if (stride >= NR / 2 * NV) {
+        exps(std::true_type());
+      } else {
+        exps(std::false_type());
+      }
     }
+    for (; i < stride; ++i) step();
     for (int p = 1; p < w.panel_count; ++p) add_products(panels[p], key, sum);
     finish_rows<NR, NV, kStart>(bias, sum, w.scores + in_tile * kQueries, greatest);
   }
 
-  // The probabilities of keys 2i and 2i + 1 become row i, as pairs; an odd key's partner is 0. The sums are of
-  // those before rounding, so that no NaN is lost, whatever its bits.
   template <int NV, bool kSubtract>
-  AB_INLINE static void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum) {
-    constexpr uint32_t kHalf = 0x8000, kHigh = 0xffff0000;
+  AB_INLINE static void exp_tile(const Work& w, int count, const Vec* subtract, Vec* sum) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[v] = Vec{};
     if (count % 2 != 0) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        store(scores + count * kQueries + v * kLanes, Vec{} - kInfinity);
-      }
+      for (int v = 0; v < NV; ++v) store(w.scores + count * kQueries + v * kLanes, Vec{} - kInfinity);
     }
     for (int k = 0; k < count; k += 2) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        const float* at = scores + k * kQueries + v * kLanes;
-        const Vec less = kSubtract ? subtract[v] : Vec{};
-        const Vec first = exp2_vec(load(at) - less), second = exp2_vec(load(at + kQueries) - less);
-        sum[v] += first + second;
-        const VecBits low = ((VecBits)first + kHalf) >> 16, high = ((VecBits)second + kHalf) & kHigh;
-        store(scores + k / 2 * kQueries + v * kLanes, (Vec)(low | high));
-      }
+      for (int v = 0; v < NV; ++v) sum[v] += exp_pair<kSubtract>(w, k, v, kSubtract ? subtract[v] : Vec{});
     }
   }
 
@@ -161,7 +197,7 @@ struct Bfloat16 {
   AB_INLINE static void output_rows(const Work& w, int64_t key, int count, int32_t d, float* output) {
     static_assert(!kCareful, "attention_rows is careful");
     const int64_t stride = w.problem->value_dim;
-    const float* probabilities = w.scores;
+    const float* probabilities = w.probabilities;
     const uint32_t* value =
         reinterpret_cast<const uint32_t*>(w.converted_values) + (key - w.block_k0) / 2 * stride + d;
     Vec sum[ND][NV];
