@@ -20,6 +20,7 @@
 // docs/terms.md.
 //
 // An Arithmetic has
+//   kUnit          what scores, biases and bases are multiplied by: 1, or log2 e where its exp is 2^x
 //   block_floats   scratch for what a block of keys is converted to, and enter_block, which converts it
 //   pack           a block of queries for score_rows
 //   score_rows     scores of some keys from their start, as tile.h's; with kExp it also takes the
@@ -105,6 +106,13 @@ AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int c
   }
 }
 
+// A whole tile's, out of line: products and exponentials side by side want all registers.
+template <class Arithmetic, int NV>
+__attribute__((noinline)) void score_beside(const Work& w, const Panel* panels, int64_t key, const Vec* row,
+                                            Vec* greatest, float* sums) {
+  score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, key, kTileKeys, row, greatest, sums);
+}
+
 // ---- softmax ---------------------------------------------------------------------------------------------
 
 // Whether a base is beyond kFar.
@@ -114,7 +122,7 @@ AB_INLINE bool any_far(Vec base) {
 
 // Moves the base of the lanes whose greatest score, above[v] over their base, passes their limit, and
 // rescales what they have summed. moved[v] is by how much.
-template <int NV>
+template <class Arithmetic, int NV>
 AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Vec* base, Vec* moved,
                          bool* far) {
   Vec factor[NV];
@@ -127,7 +135,7 @@ AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Ve
     // A lane without a base has nothing to rescale; 1 keeps its zeros.
     const VecInt rescale = move & (limit != -kInfinity);
     moved[v] = move ? next - base[v] : Vec{};
-    factor[v] = rescale ? exp_vec(-moved[v]) : Vec{} + 1.0f;
+    factor[v] = rescale ? exp_vec(moved[v] * (-1.0f / Arithmetic::kUnit)) : Vec{} + 1.0f;
     base[v] = next;
     *far |= any_far(next);
     store(block.base + v * kLanes, next);
@@ -204,8 +212,8 @@ AB_INLINE void add_near(const T& term, const Tile& tile, float* at, Add add) {
   }
 }
 
-// tile_bias = row constants + the mixed terms.
-void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float* row) {
+// tile_bias = (row constants + the mixed terms)·unit.
+void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float* row, float unit) {
   const int32_t count = tile.k1 - tile.k0;
   for (int32_t k = 0; k < count; ++k) {
     for (int32_t q = 0; q < kQueries; ++q) w.tile_bias[k * kQueries + q] = row[q];
@@ -248,6 +256,8 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
       }
     });
   }
+  if (unit == 1.0f) return;
+  for (int32_t i = 0; i < count * kQueries; ++i) w.tile_bias[i] *= unit;
 }
 
 AB_INLINE bool any_hidden(const float* row) {
@@ -261,13 +271,13 @@ AB_INLINE bool any_hidden(const float* row) {
 
 // Adds additive local terms to the scores. They may lower them, so the greatest are found anew.
 template <int NV>
-__attribute__((noinline)) void patch_scores(const Work& w, uint64_t patches, const Tile& tile,
+__attribute__((noinline)) void patch_scores(const Work& w, uint64_t patches, const Tile& tile, float unit,
                                             Vec* greatest) {
   for (; patches != 0; patches &= patches - 1) {
     visit(w.terms[lowest_bit(patches)], [&](const auto& term) AB_INLINE_LAMBDA {
       using T = std::decay_t<decltype(term)>;
       if constexpr (T::kLocal && !T::kHides) {
-        const auto plus = [](float score, float bias) AB_INLINE_LAMBDA { return score + bias; };
+        const auto plus = [unit](float score, float bias) AB_INLINE_LAMBDA { return score + bias * unit; };
         add_near(term, tile, w.scores, plus);
       }
     });
@@ -317,24 +327,24 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     base[v] = load(block.base + v * kLanes);
-    start[v] = load(row + v * kLanes) - base[v];
+    start[v] = load(row + v * kLanes) * Arithmetic::kUnit - base[v];
   }
   if (beside && *waiting != kNone) {
     float* const sums = block.output + w.problem->value_dim * kQueries;
-    score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, tile.k0, kTileKeys, start, greatest, sums);
+    score_beside<Arithmetic, NV>(w, panels, tile.k0, start, greatest, sums);
     output_tile<Arithmetic, NV, false>(w, block, *waiting, kTileKeys);
     *waiting = kNone;
   } else {
     score_tile<Arithmetic, NV, kBias ? Start::kHiding : Start::kRow>(w, panels, tile.k0, count, start,
                                                                      greatest);
   }
-  if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
+  if (patches != 0) patch_scores<NV>(w, patches, tile, Arithmetic::kUnit, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     if (kBias) greatest[v] -= base[v];
     passed |= any_greater(greatest[v], load(block.limit + v * kLanes));
   }
-  if (passed) move_base<NV>(w, block, greatest, base, moved, far);
+  if (passed) move_base<Arithmetic, NV>(w, block, greatest, base, moved, far);
   if (kBias) {
     weigh_tile<Arithmetic, NV, true, kCareful>(w, block, tile.k0, count, base);
   } else if (passed) {
@@ -396,7 +406,7 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
       }
     }
     if ((mixed & ~w.patch_terms) != 0 || kCareful || far || hides) {
-      fill_tile_bias(w, mixed, tile, row);
+      fill_tile_bias(w, mixed, tile, row, Arithmetic::kUnit);
       mark_seen(block, w.tile_bias, tile.k1 - tile.k0);
       attend_tile<Arithmetic, NV, true, kCareful>(w, block, panels, tile, row, 0, &far, &waiting);
     } else {
@@ -455,12 +465,12 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   const AttentionProblem& p = *w.problem;
   const int32_t dims = static_cast<int32_t>(p.head_dim);
   const float* query = p.query.f32() + ((t.b * p.extent.heads + t.h) * p.extent.queries + q0) * p.head_dim;
-  Arithmetic::pack(query, q1 - q0, dims, static_cast<float>(p.scale), block.packed);
+  Arithmetic::pack(query, q1 - q0, dims, static_cast<float>(p.scale) * Arithmetic::kUnit, block.packed);
   float* packed = block.packed + dims * kQueries;
   for (uint64_t left = w.low_rank_terms; left != 0; left &= left - 1) {
     const LowRankTerm& term = w.terms[lowest_bit(left)].low_rank;
     const float* rows = term.column(t.b, t.h, 0).query_factors + static_cast<int64_t>(q0) * term.rank;
-    pack(rows, q1 - q0, term.rank, term.scale, packed);
+    pack(rows, q1 - q0, term.rank, term.scale * Arithmetic::kUnit, packed);
     packed += static_cast<int64_t>(term.rank) * kQueries;
   }
 }
@@ -474,12 +484,13 @@ bool any_nan(const Work& w, const Block& block, int32_t count) {
   return any;
 }
 
+template <class Arithmetic>
 void finish(const AttentionTask& t, const Block& block, int32_t q0, int32_t q1) {
   const int32_t value_dim = static_cast<int32_t>(t.problem->value_dim);
   const float* sum = block.total + value_dim * kQueries;
   for (int32_t q = q0; q < q1; ++q) {
     const int32_t lane = q - q0, row = q - t.q0;
-    const SoftmaxState state = {block.base[lane], sum[lane], block.seen[lane] != 0.0f};
+    const SoftmaxState state = {block.base[lane] / Arithmetic::kUnit, sum[lane], block.seen[lane] != 0.0f};
     const float scale = t.partial ? 1.0f : output_scale(state);
     float* out = t.out + static_cast<int64_t>(row) * value_dim;
     for (int32_t d = 0; d < value_dim; ++d) out[d] = block.total[d * kQueries + lane] * scale;
@@ -503,6 +514,19 @@ int64_t scratch_floats(const AttentionProblem& p, int32_t queries) {
   return kTiles * kTileKeys * kQueries + blocks * kQueries * state_floats(p) +
          Arithmetic::block_floats(p, key_block(p)) +
          (Arithmetic::kRedoesAsRows ? AB_ISA_NAME::row_scratch_floats(p, kQueries) : 0);
+}
+
+// A share of the next block's keys and values, for L2: enter_block reads them faster than memory gives them.
+AB_INLINE void prefetch_share(const Work& w, int32_t k0, int32_t k1, int32_t share, int32_t shares) {
+  const int64_t keys = k1 - k0;
+  const auto fetch = [&](const float* rows, int64_t dims) AB_INLINE_LAMBDA {
+    const float* end = rows + (k0 + keys * (share + 1) / shares) * dims;
+    for (const float* at = rows + (k0 + keys * share / shares) * dims; at < end; at += 16) {
+      __builtin_prefetch(at, 0, 2);
+    }
+  };
+  fetch(w.key, w.problem->head_dim);
+  fetch(w.value, w.problem->value_dim);
 }
 
 template <class Arithmetic>
@@ -563,11 +587,13 @@ bool attend_piece(const AttentionTask& t) {
     pack_block<Arithmetic>(w, block, q0, min_i32(q0 + kQueries, t.q1));
     reset(w, block);
   }
+  const int32_t query_blocks = (t.q1 - t.q0 + kQueries - 1) / kQueries;
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
     const int32_t k1 = enter(k0);
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
       const Block block = block_at(q0);
+      prefetch_share(w, k1, min_i32(k1 + step, t.k1), (q0 - t.q0) / kQueries, query_blocks);
       attend<Arithmetic, false>(w, block, q0, min_i32(q0 + kQueries, t.q1), k0, k1);
     }
   }
@@ -594,7 +620,7 @@ bool attend_piece(const AttentionTask& t) {
         }
       }
     }
-    finish(t, block, q0, q1);
+    finish<Arithmetic>(t, block, q0, q1);
   }
   return true;
 }

@@ -48,19 +48,18 @@ AB_INLINE Vec load_dims(const float* p, int32_t count) {
 // What exp_pair multiplies by and adds, in memory: beside products there are no registers for them, and an
 // instruction broadcasts one of them for nothing.
 struct ExpConstants {
-  float least, log2e, round;  // 1.5·2^23: adding it rounds
-  float power[4];             // 2^f for |f| ≤ 1/2, to 1e-4
-  uint32_t half, high;        // of the bits that bfloat16 drops; those that it keeps
+  float least, round;   // 1.5·2^23: adding it rounds
+  float power[4];       // 2^f for |f| ≤ 1/2, to 1e-4
+  uint32_t half, high;  // of the bits that bfloat16 drops; those that it keeps
 };
-constexpr ExpConstants kExp = {-105.0f,     1.44269504f,
-                               12582912.0f, {0.99992807f, 0.69326099f, 0.24261113f, 0.05517167f},
-                               0x8000,      0xffff0000};
+constexpr ExpConstants kExp = {
+    -152.0f, 12582912.0f, {0.99992807f, 0.69326099f, 0.24261113f, 0.05517167f}, 0x8000, 0xffff0000};
 
-// As exp_vec, to 1e-4.
-AB_INLINE Vec exp_coarse(Vec x, const ExpConstants& c) {
+// 2^x for x ≤ 127, to 1e-4; 0 where float32 would be; NaN for NaN.
+AB_INLINE Vec exp2_coarse(Vec x, const ExpConstants& c) {
   x = max_or_second(splat(c.least), x);
-  const Vec n = (x * c.log2e + c.round) - c.round;
-  const Vec f = x * c.log2e - n;
+  const Vec n = (x + c.round) - c.round;
+  const Vec f = x - n;
   Vec p = f * c.power[3] + c.power[2];
   p = p * f + c.power[1];
   p = p * f + c.power[0];
@@ -68,6 +67,7 @@ AB_INLINE Vec exp_coarse(Vec x, const ExpConstants& c) {
 }
 
 struct Bfloat16 {
+  static constexpr float kUnit = 1.44269504f;
   static constexpr bool kBeside = true;
   static constexpr int32_t kFoldKeys = 1 << 30;  // what that loses is far below what bfloat16 does
   static constexpr bool kRedoesAsRows = true;
@@ -125,9 +125,9 @@ struct Bfloat16 {
     const ExpConstants* c = &kExp;
     asm("" : "+r"(c));  // or the compiler would keep them in registers
     const float* at = w.scores + k * kQueries + v * kLanes;
-    const Vec first = exp_coarse(kSubtract ? load(at) - subtract : load(at), *c);
+    const Vec first = exp2_coarse(kSubtract ? load(at) - subtract : load(at), *c);
     const VecBits low = ((VecBits)first + c->half) >> 16;
-    const Vec second = exp_coarse(kSubtract ? load(at + kQueries) - subtract : load(at + kQueries), *c);
+    const Vec second = exp2_coarse(kSubtract ? load(at + kQueries) - subtract : load(at + kQueries), *c);
     const VecBits high = ((VecBits)second + c->half) & c->high;
     store(w.probabilities + k / 2 * kQueries + v * kLanes, (Vec)(low | high));
     return first + second;
