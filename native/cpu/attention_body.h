@@ -110,7 +110,12 @@ AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int c
 template <class Arithmetic, int NV>
 __attribute__((noinline)) void score_beside(const Work& w, const Panel* panels, int64_t key, const Vec* row,
                                             Vec* greatest, float* sums) {
-  score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, key, kTileKeys, row, greatest, sums);
+  Vec start[NV], most[NV];  // not in memory that scores might be
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) start[v] = row[v];
+  score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, key, kTileKeys, start, most, sums);
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) greatest[v] = most[v];
 }
 
 // ---- softmax ---------------------------------------------------------------------------------------------
