@@ -17,19 +17,26 @@
 namespace attention_bias::test {
 namespace {
 
-double greatest_error = 0;
+double greatest_error = 0, greatest_bf16_error = 0;
 uint32_t seeds = 400;  // fewer with the argument `quick`, for emulated processors
 
-void check_case(Case& c, double tolerance = 2e-6) {
+constexpr double kBf16Tolerance = 1e-2;
+
+void check_case(Case& c, double tolerance = 2e-6, double bf16_tolerance = kBf16Tolerance) {
   std::vector<double> out(c.out.size()), lse(c.lse.size());
   reference_attention(c.problem, out.data(), lse.data());
   const std::string name = context;
   for (const std::string& isa : cpu::supported_isas()) {
     for (int threads = 1; threads <= 3; ++threads) {
-      context = name + ", " + isa + ", threads " + std::to_string(threads);
       cpu::Backend backend(threads, isa);
-      run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
-      greatest_error = std::fmax(greatest_error, check_results(c, out, lse, tolerance, tolerance));
+      for (const bool bf16 : {false, true}) {
+        context = name + ", " + isa + ", threads " + std::to_string(threads) + (bf16 ? ", bf16" : "");
+        c.problem.precision = bf16 ? Precision::kBf16 : Precision::kF32;
+        run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
+        const double allowed = bf16 ? bf16_tolerance : tolerance;
+        double& greatest = bf16 ? greatest_bf16_error : greatest_error;
+        greatest = std::fmax(greatest, check_results(c, out, lse, allowed, allowed));
+      }
     }
   }
   context = name;
@@ -430,6 +437,23 @@ void shapes() {
   check_case(*c, 1e-6);
 }
 
+// Biases that fit float32, but not after the change of units that the bfloat16 kernel makes.
+void great_biases() {
+  Random r(5);
+  for (const float great : {3.3e38f, -3.3e38f, -2.5e38f}) {
+    for (const bool by_query : {false, true}) {
+      context = "biases to " + show(great) + (by_query ? " by query" : " by key");
+      auto c = make_case({1, 1, 60, 700}, 8, 8, r);
+      const int64_t count = by_query ? 60 : 700;
+      int64_t i = 0;
+      c->bias->add_dense(c->tensors.f32({1, 1, by_query ? count : 1, by_query ? 1 : count}, "bias",
+                                        [&] { return great * (i++ % 50 == 0 ? 1.0f : 0.9f); }),
+                         "bias[0]");
+      check_case(*c);
+    }
+  }
+}
+
 void aborts() {
   context = "abort";
   Random r(3);
@@ -478,8 +502,9 @@ int main(int count, char** arguments) {
   bias_of_windows();
   special_cases([](Case& c) { check_case(c); });
   shapes();
+  great_biases();
   aborts();
   refusals();
-  printf("greatest relative error %.3g\n", greatest_error);
+  printf("greatest relative errors: f32 %.3g, bf16 %.3g\n", greatest_error, greatest_bf16_error);
   return finish("cpu");
 }
