@@ -39,12 +39,37 @@ Division divide(int32_t queries) {
   return {(in_blocks + kQueries - 1) / kQueries, in_blocks, rows};
 }
 
+// Memory to have in L2 before the next head: a few lines of each of its tensors at each step of this one's.
+// All at once they would be waited for: there are more than a core can ask for at a time.
+class Ahead {
+ public:
+  AB_INLINE void start(int32_t lines_a_step) { count_ = 0, lines_ = lines_a_step; }
+  AB_INLINE void add(const float* at, int64_t floats) {
+    at_[count_] = at, end_[count_] = at + floats;
+    ++count_;
+  }
+  AB_INLINE void step() {
+    for (int32_t left = lines_; left > 0 && count_ > 0; --left) {
+      const float*& at = at_[count_ - 1];
+      __builtin_prefetch(at, 0, 2);
+      at += kLine;
+      if (at >= end_[count_ - 1]) --count_;
+    }
+  }
+  static constexpr int64_t kLine = 16;  // floats
+
+ private:
+  const float *at_[4], *end_[4];
+  int32_t count_, lines_;
+};
+
 struct Work {
   const AttentionProblem* problem;
   int32_t keys, head_dim, value_dim;
   float* packed;  // [head_dim][kQueries]
   float* scores;  // [keys][kQueries]
   float* output;  // [value_dim][kQueries]
+  Ahead* ahead;
 };
 
 template <int NV, Start kStart>
@@ -56,10 +81,12 @@ AB_INLINE void score_keys(const Work& w, const float* key, const float* biases, 
   int32_t k = 0;
   if (kRows == 8 && w.keys % 8 != 0 && w.keys % 7 == 0) {
     for (; k < w.keys; k += 7) {
+      w.ahead->step();
       score_rows<7, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest);
     }
   }
   for (; k + kRows <= w.keys; k += kRows) {
+    w.ahead->step();
     score_rows<kRows, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries,
                                   greatest);
   }
@@ -68,20 +95,28 @@ AB_INLINE void score_keys(const Work& w, const float* key, const float* biases, 
   }
 }
 
+// A part of the keys; their first with kFirst.
+template <int NV, bool kCareful, bool kFirst>
+AB_INLINE void output_part(const Work& w, const float* value, const float* biases, int32_t k) {
+  const int32_t count = min_i32(w.keys - k, kPartKeys);
+  const float* part = value + static_cast<int64_t>(k) * w.value_dim;
+  const float *scores = w.scores + k * kQueries, *bias = biases + k * kQueries;
+  int32_t d = 0;
+  for (; d + kRows <= w.value_dim; d += kRows) {
+    w.ahead->step();
+    output_rows<kRows, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim,
+                                             w.output + d * kQueries);
+  }
+  for (; d < w.value_dim; ++d) {
+    output_rows<1, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim, w.output + d * kQueries);
+  }
+}
+
 template <int NV, bool kCareful>
 AB_INLINE void output_keys(const Work& w, const float* value, const float* biases) {
-  for (int32_t i = 0; i < w.value_dim * kQueries; i += kLanes) store(w.output + i, Vec{});
-  for (int32_t k = 0; k < w.keys; k += kPartKeys) {
-    const int32_t count = min_i32(w.keys - k, kPartKeys);
-    const float* part = value + static_cast<int64_t>(k) * w.value_dim;
-    const float *scores = w.scores + k * kQueries, *bias = biases + k * kQueries;
-    int32_t d = 0;
-    for (; d + kRows <= w.value_dim; d += kRows) {
-      output_rows<kRows, NV, kCareful>(scores, bias, count, part + d, w.value_dim, w.output + d * kQueries);
-    }
-    for (; d < w.value_dim; ++d) {
-      output_rows<1, NV, kCareful>(scores, bias, count, part + d, w.value_dim, w.output + d * kQueries);
-    }
+  output_part<NV, kCareful, true>(w, value, biases, 0);
+  for (int32_t k = kPartKeys; k < w.keys; k += kPartKeys) {
+    output_part<NV, kCareful, false>(w, value, biases, k);
   }
 }
 
@@ -135,10 +170,6 @@ AB_INLINE void attend_queries(const Work& w, const float* query, const float* ke
     default:
       return attend_block<3, kStart>(w, query, key, value, biases, count, out, lse);
   }
-}
-
-AB_INLINE void prefetch(const float* at, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(at + i);
 }
 
 }  // namespace
@@ -199,6 +230,14 @@ bool attention_short(const ShortTask& t) {
   w.packed = t.scratch;
   w.scores = w.packed + p.head_dim * kQueries;
   w.output = w.scores + e.keys * kQueries;
+  Ahead ahead;
+  w.ahead = &ahead;
+  const int64_t queries = e.queries * p.head_dim, outs = e.queries * p.value_dim;
+  const int64_t keys = e.keys * p.head_dim, values = e.keys * p.value_dim;
+  const int64_t parts = (e.keys + kPartKeys - 1) / kPartKeys;
+  const int64_t steps = division.blocks * (e.keys / kRows + parts * (p.value_dim / kRows));
+  const int32_t lines =
+      static_cast<int32_t>((queries + keys + values + outs) / Ahead::kLine / (steps + 1) + 1);
   float* const row_scratch = w.output + p.value_dim * kQueries;
   for (int64_t row = t.row0; row < t.row1; ++row) {
     if (aborted(t.abort)) return false;
@@ -209,10 +248,12 @@ bool attention_short(const ShortTask& t) {
     const float* value = p.value.f32() + row * e.keys * p.value_dim;
     float* out = p.out + row * e.queries * p.value_dim;
     float* lse = p.lse + row * e.queries;
-    if (row + 1 < t.row1) {
-      prefetch(query + e.queries * p.head_dim, e.queries * p.head_dim);
-      prefetch(key + e.keys * p.head_dim, e.keys * p.head_dim);
-      prefetch(value + e.keys * p.value_dim, e.keys * p.value_dim);
+    ahead.start(lines);
+    if (row + 1 < t.row1) {  // the last added is the first to come
+      ahead.add(out + outs, outs);
+      ahead.add(value + values, values);
+      ahead.add(key + keys, keys);
+      ahead.add(query + queries, queries);
     }
     for (int32_t q0 = 0; q0 < division.in_blocks; q0 += kQueries) {
       const int32_t count = min_i32(division.in_blocks - q0, kQueries);
