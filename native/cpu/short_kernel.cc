@@ -39,28 +39,27 @@ Division divide(int32_t queries) {
   return {(in_blocks + kQueries - 1) / kQueries, in_blocks, rows};
 }
 
-// Memory to have in L2 before the next head: a few lines of each of its tensors at each step of this one's.
-// All at once they would be waited for: there are more than a core can ask for at a time.
+// Memory to have in L2 before the next head: a line at each step of this one's innermost loops, of which
+// there are about as many as lines. In larger steps they would be waited for: a core can ask for few at a
+// time.
 class Ahead {
  public:
-  AB_INLINE void start(int32_t lines_a_step) { count_ = 0, lines_ = lines_a_step; }
+  AB_INLINE void clear() { count_ = 0, at_ = end_ = nullptr; }
   AB_INLINE void add(const float* at, int64_t floats) {
-    at_[count_] = at, end_[count_] = at + floats;
-    ++count_;
+    ats_[count_] = at_, ends_[count_++] = end_;
+    at_ = at, end_ = at + floats;
   }
-  AB_INLINE void step() {
-    for (int32_t left = lines_; left > 0 && count_ > 0; --left) {
-      const float*& at = at_[count_ - 1];
-      __builtin_prefetch(at, 0, 2);
-      at += kLine;
-      if (at >= end_[count_ - 1]) --count_;
-    }
+  AB_INLINE void operator()() {
+    if (!at_) return;
+    __builtin_prefetch(at_, 0, 2);
+    at_ += kLine;
+    if (at_ >= end_) --count_, at_ = ats_[count_], end_ = ends_[count_];
   }
-  static constexpr int64_t kLine = 16;  // floats
 
  private:
-  const float *at_[4], *end_[4];
-  int32_t count_, lines_;
+  static constexpr int64_t kLine = 16;  // floats
+  const float *at_, *end_, *ats_[4], *ends_[4];
+  int32_t count_;
 };
 
 struct Work {
@@ -81,17 +80,17 @@ AB_INLINE void score_keys(const Work& w, const float* key, const float* biases, 
   int32_t k = 0;
   if (kRows == 8 && w.keys % 8 != 0 && w.keys % 7 == 0) {
     for (; k < w.keys; k += 7) {
-      w.ahead->step();
-      score_rows<7, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest);
+      score_rows<7, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest,
+                                *w.ahead);
     }
   }
   for (; k + kRows <= w.keys; k += kRows) {
-    w.ahead->step();
     score_rows<kRows, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries,
-                                  greatest);
+                                  greatest, *w.ahead);
   }
   for (; k < w.keys; ++k) {
-    score_rows<1, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest);
+    score_rows<1, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest,
+                              *w.ahead);
   }
 }
 
@@ -103,12 +102,12 @@ AB_INLINE void output_part(const Work& w, const float* value, const float* biase
   const float *scores = w.scores + k * kQueries, *bias = biases + k * kQueries;
   int32_t d = 0;
   for (; d + kRows <= w.value_dim; d += kRows) {
-    w.ahead->step();
     output_rows<kRows, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim,
-                                             w.output + d * kQueries);
+                                             w.output + d * kQueries, *w.ahead);
   }
   for (; d < w.value_dim; ++d) {
-    output_rows<1, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim, w.output + d * kQueries);
+    output_rows<1, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim, w.output + d * kQueries,
+                                         *w.ahead);
   }
 }
 
@@ -234,10 +233,6 @@ bool attention_short(const ShortTask& t) {
   w.ahead = &ahead;
   const int64_t queries = e.queries * p.head_dim, outs = e.queries * p.value_dim;
   const int64_t keys = e.keys * p.head_dim, values = e.keys * p.value_dim;
-  const int64_t parts = (e.keys + kPartKeys - 1) / kPartKeys;
-  const int64_t steps = division.blocks * (e.keys / kRows + parts * (p.value_dim / kRows));
-  const int32_t lines =
-      static_cast<int32_t>((queries + keys + values + outs) / Ahead::kLine / (steps + 1) + 1);
   float* const row_scratch = w.output + p.value_dim * kQueries;
   for (int64_t row = t.row0; row < t.row1; ++row) {
     if (aborted(t.abort)) return false;
@@ -248,7 +243,7 @@ bool attention_short(const ShortTask& t) {
     const float* value = p.value.f32() + row * e.keys * p.value_dim;
     float* out = p.out + row * e.queries * p.value_dim;
     float* lse = p.lse + row * e.queries;
-    ahead.start(lines);
+    ahead.clear();
     if (row + 1 < t.row1) {  // the last added is the first to come
       ahead.add(out + outs, outs);
       ahead.add(value + values, values);

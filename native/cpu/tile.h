@@ -103,10 +103,15 @@ AB_INLINE void unpack(const float* packed, int32_t count, int32_t dims, const Ve
 // them finite; or at such of which −∞ hide their pair, whatever its product is.
 enum class Start { kRow, kFinite, kHiding };
 
+// What the innermost loops call each time round, beside their own work.
+struct Nothing {
+  AB_INLINE void operator()() const {}
+};
+
 // NR keys' scores for NV vectors of queries.
-template <int NR, int NV, Start kStart>
+template <int NR, int NV, Start kStart, class Beside = Nothing>
 AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, const Vec* row,
-                          const float* bias, float* scores, Vec* greatest) {
+                          const float* bias, float* scores, Vec* greatest, Beside&& beside = {}) {
   Vec sum[NR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < NR; ++r) {
@@ -119,6 +124,7 @@ AB_INLINE void score_rows(const Panel* panels, int panel_count, int64_t key, con
     const float* at = panels[p].key + key * panels[p].key_stride;
     const int64_t stride = panels[p].key_stride;
     for (int32_t d = 0; d < panels[p].dims; ++d, query += kQueries, ++at) {
+      beside();
       Vec q[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) q[v] = load(query + v * kLanes);
@@ -162,9 +168,9 @@ AB_INLINE void exp_tile(float* scores, int count, const Vec* subtract, Vec* sum)
 
 // ND value dims from `value`, added to the output or, with kFirst, written. With kCareful a hidden pair is
 // left out even where its value is NaN or infinite.
-template <int ND, int NV, bool kCareful, bool kFirst = false>
+template <int ND, int NV, bool kCareful, bool kFirst = false, class Beside = Nothing>
 AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, int count, const float* value,
-                           int64_t value_stride, float* output) {
+                           int64_t value_stride, float* output, Beside&& beside = {}) {
   Vec sum[ND][NV];
 #pragma GCC unroll 8
   for (int d = 0; d < ND; ++d) {
@@ -172,6 +178,7 @@ AB_INLINE void output_rows(const float* probabilities, const float* tile_bias, i
     for (int v = 0; v < NV; ++v) sum[d][v] = Vec{};
   }
   for (int k = 0; k < count; ++k, probabilities += kQueries, value += value_stride) {
+    beside();
     Vec p[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) p[v] = load(probabilities + v * kLanes);
