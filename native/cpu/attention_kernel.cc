@@ -1,5 +1,11 @@
 // Biased attention forward in float32, compiled once an instruction set: attention_body.h with keys and
 // values read where they lie, a scalar at a time, broadcast.
+//
+// Work for a vector of scores at head dim 32: 32 + 32 multiply-adds, and for exp 7 more (2 for the power of
+// two, 5 for the polynomial) with 5 operations that run beside them on Zen 4. So 90 % of the multipliers'
+// time are the two products, and CMT (1×8×900×56,400×32, modality bias) takes 494 ms of one core at best. On
+// an AMD EPYC (family 25, model 17, 2 cores) with AVX-512: 535 ms with one thread, 267 with two: 195 of 229
+// GFLOP/s, 85 %. No gain: prefetching, tiles of 32 to 128 keys, blocks of 256 to 1,152, vreduceps.
 #include "cpu/attention_body.h"
 
 namespace attention_bias::cpu {
