@@ -29,7 +29,6 @@
 namespace attention_bias::cpu {
 namespace {
 
-constexpr int kTileKeys = 64;
 constexpr int kKeyBlock = 512;
 constexpr int kKeyBlockFloats = 64 * 1024;  // keys and values of a block of keys: 256 KB, for L2
 constexpr float kSlack = 7.0f;              // exp(7) = 1097: far from overflow, and sums keep their accuracy
@@ -55,7 +54,8 @@ struct Work {
   const Term* terms;
   uint64_t element_terms;  // all but lowRank
   uint64_t low_rank_terms;
-  uint64_t patch_terms;  // local and additive: added to the scores, without a tile of biases
+  uint64_t patch_terms;    // local and additive: added to the scores, without a tile of biases
+  uint64_t planned_terms;  // element_terms, but for patch_terms where these are listed
   int32_t packed_dims;
   int32_t panel_count;
   int32_t output_rows;  // value_dim + 1
@@ -264,10 +264,42 @@ void patch_scores(const Work& w, uint64_t patches, const Tile& tile, Vec* greate
   }
 }
 
+// The listed elements of a tile.
+struct NearRun {
+  const NearElement *begin, *end;
+};
+
+AB_INLINE NearRun near_run(const Work& w, const Tile& tile) {
+  if (!w.task->near) return {nullptr, nullptr};
+  const NearBlock& block = w.task->near[tile.q0 / kQueries];
+  const int32_t i = tile.k0 / kTileKeys;
+  return {block.elements + block.begins[i], block.elements + block.ends[i]};
+}
+
+// Adds listed elements to the scores. Where none is negative the greatest can only rise to what they touch;
+// too high a one would become a base under which the sums vanish, so otherwise they are found anew.
+template <int NV>
+AB_INLINE void add_listed(const Work& w, const NearRun& near, const Tile& tile, Vec* greatest) {
+  alignas(kVectorBytes) float most[NV * kLanes];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) store(most + v * kLanes, greatest[v]);
+  bool lowers = false;
+  for (const NearElement* i = near.begin; i != near.end; ++i) {
+    const float score = w.scores[i->at] + i->bias;
+    float* lane = most + i->at % kQueries;
+    w.scores[i->at] = score;
+    if (score > *lane) *lane = score;
+    lowers |= i->bias < 0.0f;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) greatest[v] = load(most + v * kLanes);
+  if (lowers) patch_scores<NV>(w, 0, tile, greatest);
+}
+
 // With kBias the tile's biases are in memory, and what scores subtract of the base they subtract in the end.
 template <int NV, bool kBias, bool kCareful>
 void attend_tile(const Work& w, const Block& block, const Panel* panels, const Tile& tile, const float* row,
-                 uint64_t patches, bool* far) {
+                 uint64_t patches, const NearRun& near, bool* far) {
   const int count = tile.k1 - tile.k0;
   Vec start[NV], base[NV], greatest[NV], moved[NV], sum[NV];
   bool passed = false;
@@ -278,6 +310,7 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
   }
   score_tile<NV, kBias ? Start::kHiding : Start::kRow>(w, panels, tile.k0, count, start, greatest);
   if (patches != 0) patch_scores<NV>(w, patches, tile, greatest);
+  if (!kBias && near.begin != near.end) add_listed<NV>(w, near, tile, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     if (kBias) greatest[v] -= base[v];
@@ -315,7 +348,7 @@ void mark_seen(const Block& block, const float* tile_bias, int count) {
 
 template <int NV, bool kCareful>
 void attend_keys(const Work& w, const Block& block, const Panel* panels, const Tile& keys) {
-  const TilePlan plan = plan_tile(w.terms, w.element_terms, keys);
+  const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
   if (plan.hidden) return;
   alignas(kVectorBytes) float block_row[kQueries] = {};
   add_row_constants(w.terms, plan.row_constant, keys, block_row);
@@ -330,13 +363,17 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
     alignas(kVectorBytes) float row[kQueries];
     for (int q = 0; q < kQueries; ++q) row[q] = block_row[q];
     add_row_constants(w.terms, part.row_constant, tile, row);
+    const NearRun near = near_run(w, tile);
     if ((part.mixed & ~w.patch_terms) != 0 || kCareful || far || any_hidden(row, kQueries)) {
       fill_tile_bias(w, part.mixed, tile, row);
+      for (const NearElement* i = near.begin; i != near.end; ++i) {
+        w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);
+      }
       mark_seen(block, w.tile_bias, tile.k1 - tile.k0);
-      attend_tile<NV, true, kCareful>(w, block, panels, tile, row, 0, &far);
+      attend_tile<NV, true, kCareful>(w, block, panels, tile, row, 0, near, &far);
     } else {
       for (int q = 0; q < kQueries; ++q) block.seen[q] = 1.0f;
-      attend_tile<NV, false, false>(w, block, panels, tile, row, part.mixed, &far);
+      attend_tile<NV, false, false>(w, block, panels, tile, row, part.mixed, near, &far);
     }
   }
   if (!w.one_key_block) fold_output<NV>(w, block);
@@ -453,6 +490,7 @@ bool attention(const AttentionTask& t) {
       w.patch_terms |= uint64_t{patch} << i;
     }
   }
+  w.planned_terms = t.near ? w.element_terms & ~w.patch_terms : w.element_terms;
   const int64_t head = t.b * p.extent.heads + t.h;
   w.key = p.key.f32() + head * p.extent.keys * p.head_dim;
   w.value = p.value.f32() + head * p.extent.keys * p.value_dim;
