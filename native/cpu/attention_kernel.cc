@@ -285,10 +285,11 @@ AB_INLINE void add_listed(const Work& w, const NearRun& near, const Tile& tile, 
   for (int v = 0; v < NV; ++v) store(most + v * kLanes, greatest[v]);
   bool lowers = false;
   for (const NearElement* i = near.begin; i != near.end; ++i) {
+    const int32_t lane = i->at % kQueries;
+    if (lane >= NV * kLanes) continue;  // left over for the kernel of rows
     const float score = w.scores[i->at] + i->bias;
-    float* lane = most + i->at % kQueries;
     w.scores[i->at] = score;
-    if (score > *lane) *lane = score;
+    if (score > most[lane]) most[lane] = score;
     lowers |= i->bias < 0.0f;
   }
 #pragma GCC unroll 8
