@@ -17,6 +17,11 @@
 // from memory once. Order in a score: scale (in the packed query), dot product, bias, masks, as in
 // docs/terms.md.
 //
+// Local additive terms (spatial) come as lists of elements, made once a call for all heads (near_lists.h),
+// and are added to the scores one by one: with 5×5 BEV and 15×15 camera cells a query, CMT's shape takes 569
+// ms on one core of an AMD EPYC (family 25, model 17) with AVX-512, and 559 with modality alone; AVX2 582 and
+// 566.
+//
 // Work per score at head dim 32: 32 + 32 FMAs and about 13 operations for exp and maximum, so 83 % of the
 // vector operations are the two products.
 #include <cstdint>
