@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "cpu/kernels.h"
+#include "cpu/near_lists.h"
 #include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
 
@@ -95,7 +96,7 @@ Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
     query_run = std::min(query_run, ceil_div(ceil_div(e.queries, query_runs), query_block) * query_block);
   }
   // Runs of keys end at multiples of a tile.
-  const int64_t key_run = ceil_div(ceil_div(e.keys, key_runs), 64) * 64;
+  const int64_t key_run = ceil_div(ceil_div(e.keys, key_runs), kTileKeys) * kTileKeys;
   return {query_run, ceil_div(e.queries, query_run), key_run, ceil_div(e.keys, key_run)};
 }
 
@@ -326,6 +327,7 @@ struct Backend::State {
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
   Scratch biases;                // expand_bias's
+  NearLists near;
   Scratch partial;
   Scratch widened[3];  // query, key and value
 };
@@ -379,6 +381,12 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
   const int64_t scratch_floats = std::max(piece_floats(p, static_cast<int32_t>(c.query_run)),
                                           kernels.row_scratch_floats(p, kernels.query_block()));
 
+  // Not where all queries are rows.
+  const int64_t first_run = std::min(e.queries, c.query_run);
+  const bool listed = kernels.left_over_rows(static_cast<int32_t>(first_run)) < first_run &&
+                      s.near.build(p, kernels.query_block(),
+                                   [&](int64_t count, const auto& body) { s.run(count, abort, body); });
+
   s.run(e.batch * e.heads * c.query_runs * c.key_runs, abort, [&](int64_t item, int worker) {
     const int64_t key_index = item % c.key_runs, rest = item / c.key_runs;
     const int64_t row = rest / c.query_runs, q0 = rest % c.query_runs * c.query_run;
@@ -394,6 +402,7 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
     task.k1 = static_cast<int32_t>(std::min(e.keys, k0 + c.key_run));
     task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
     task.abort = abort;
+    task.near = listed ? s.near.of_batch(task.b) : nullptr;
     if (split) {
       task.out = partial + (key_index * all_rows + first) * p.value_dim;
       task.partial = states + key_index * all_rows + first;

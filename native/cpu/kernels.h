@@ -12,6 +12,18 @@ namespace attention_bias::cpu {
 // Whether the flag is there and set. Out of line: see annotations.h.
 bool aborted(AbortFlag abort);
 
+constexpr int32_t kTileKeys = 64;  // of a tile; pieces begin at multiples of it
+
+// The local additive terms of a block of queries, element by element and by tile of keys.
+struct NearElement {
+  int32_t at;  // key of the tile · query_block() + query of the block
+  float bias;  // not 0; an element may be listed once a term
+};
+struct NearBlock {
+  const NearElement* elements;
+  const uint32_t *begins, *ends;  // of each tile, from key 0
+};
+
 // One piece of an attention: some queries of one batch row and head, over some of the keys.
 struct AttentionTask {
   const AttentionProblem* problem;
@@ -19,6 +31,9 @@ struct AttentionTask {
   int32_t q0, q1, k0, k1;
   float* scratch;  // 64-byte aligned, attention_scratch_floats() long
   AbortFlag abort;
+  // Where it is not null, what local additive terms come to, by block of queries from query 0, at multiples
+  // of which the piece then begins; the kernel of rows evaluates them itself.
+  const NearBlock* near;
   // Where to write the rows [q1 − q0]. With `partial` null the piece is whole: out is normalised and lse is
   // written. Otherwise out is left unnormalised, by the states written to partial.
   float* out;

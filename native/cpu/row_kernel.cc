@@ -36,8 +36,7 @@ namespace attention_bias::cpu {
 namespace {
 
 constexpr int kGroup = kLanes < 8 ? 8 : kLanes;  // keys whose products are under way at once
-constexpr int kTileKeys = 64;
-constexpr int kBlockTiles = 8;  // summed apart before they join the total
+constexpr int kBlockTiles = 8;                   // summed apart before they join the total
 constexpr int kKeyBlock = kBlockTiles * kTileKeys;
 constexpr float kSlack = 7.0f;  // as in attention_kernel.cc
 constexpr float kInfinity = __builtin_inff();

@@ -12,6 +12,7 @@
 #include "core/reference.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
+#include "cpu/near_lists.h"
 #include "cpu/scratch.h"
 
 namespace attention_bias::test {
@@ -466,6 +467,105 @@ void short_rows() {
   }
 }
 
+// ---- local additive terms, listed once a call
+// --------------------------------------------------------------
+
+// Adds a spatial term on one or two segments. `greatest` of either sign is its value at a centre of weight 1.
+void add_spatial_term(Case& c, Random& r, double greatest) {
+  const Extent& e = c.problem.extent;
+  std::vector<SpatialSegmentSpec> segments;
+  int64_t start = r.chance(0.5) ? 0 : r.integer(0, e.keys - 1);
+  for (int64_t left = r.integer(1, 2); left > 0 && start < e.keys; --left) {
+    const int64_t length = left == 1 ? e.keys - start : r.integer(1, e.keys - start);
+    segments.push_back({random_grid(start, length, e, r, c.tensors), r.uniform(0.3f, 12),
+                        c.tensors.f32({e.batch, e.queries}, "weights", [&] { return r.uniform(0, 1); })});
+    start += length;
+  }
+  c.bias->add_spatial(greatest, segments, "bias[" + std::to_string(c.bias->term_count()) + "]");
+}
+
+// Whether the lists hold what the program's terms come to, each element in its block's and tile's place.
+void check_lists(const Case& c, int32_t query_block) {
+  const Extent& e = c.problem.extent;
+  cpu::NearLists lists;
+  const auto run = [](int64_t count, const std::function<void(int64_t, int)>& body) {
+    for (int64_t i = count - 1; i >= 0; --i) body(i, 0);
+  };
+  for (int time = 0; time < 2; ++time) CHECK(lists.build(c.problem, query_block, run));  // and anew
+  std::vector<double> want(static_cast<size_t>(element_count(bias_shape(*c.bias), "bias"))), got(want.size());
+  reference_bias(*c.bias, want.data());
+  for (int64_t b = 0; b < e.batch; ++b) {
+    for (int64_t q0 = 0; q0 < e.queries; q0 += query_block) {
+      const cpu::NearBlock& block = lists.of_batch(b)[q0 / query_block];
+      for (int64_t k0 = 0; k0 < e.keys; k0 += cpu::kTileKeys) {
+        const int64_t tile = k0 / cpu::kTileKeys;
+        for (uint32_t i = block.begins[tile]; i < block.ends[tile]; ++i) {
+          const cpu::NearElement& element = block.elements[i];
+          const int64_t q = q0 + element.at % query_block, k = k0 + element.at / query_block;
+          CHECK(q < e.queries && k < e.keys && element.bias != 0);
+          got[static_cast<size_t>((b * e.queries + q) * e.keys + k)] += element.bias;
+        }
+      }
+    }
+  }
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (std::fabs(got[i] - want[i]) <= 2e-5) continue;  // 2 ulp of the largest summand, 90
+    report(false, __FILE__, __LINE__,
+           "element " + std::to_string(i) + ": " + show(got[i]) + " for " + show(want[i]));
+  }
+}
+
+void listed() {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed + 3000);
+    const int64_t keys = r.chance(0.2) ? r.integer(1100, 2600) : r.integer(1, 700);
+    const bool many = keys < 200;  // batch rows and heads, so that threads don't change how they are cut
+    auto c = make_case({many ? 6 : r.integer(1, 2), many ? 4 : r.integer(1, 3), r.integer(1, 120), keys},
+                       r.integer(1, 40), r.integer(1, 40), r);
+    context = "listed, seed " + std::to_string(seed + 3000);
+    for (int64_t left = r.integer(1, 3); left > 0; --left) add_spatial_term(*c, r, r.uniform(-6, 6));
+    // Rows of which nearly all weight is lost or won. Beyond about 100 float32 can't tell their scores apart.
+    if (r.chance(0.3)) add_spatial_term(*c, r, r.chance(0.5) ? 90 : -90);
+    check_lists(*c, static_cast<int32_t>(r.integer(1, 50)));
+    const std::string kinds = add_random_terms(c->bias.get(), r.integer(0, 2), r, c->tensors);
+    context += ", other kinds" + kinds;
+    check_case(*c, 1e-5);
+    if (!many) continue;
+    for (const std::string& isa : cpu::supported_isas()) {
+      std::vector<float> first;
+      for (int threads = 1; threads <= 3; ++threads) {
+        cpu::Backend backend(threads, isa);
+        backend.attention(c->problem, nullptr);
+        if (threads == 1) first = c->out;
+        CHECK(std::memcmp(first.data(), c->out.data(), first.size() * 4) == 0);
+      }
+    }
+  }
+  context = "listed: values beyond every other score, of both signs";
+  Random r(31);
+  for (const double greatest : {1e4, -1e4, 1e30, -1e30, 3e38, -3e38}) {
+    auto c = make_case({1, 2, 60, 900}, 8, 8, r);
+    c->bias->add_spatial(greatest,
+                         {{{100, {20, 30}, c->tensors.f32({1, 60, 2}, "centers", [&] { return 2.0f; })},
+                           0.5,
+                           c->tensors.f32({1, 60}, "weights", [] { return 1.0f; })}},
+                         "bias[0]");
+    check_case(*c);
+  }
+  context = "listed: too many elements for lists";
+  auto c = make_case({1, 1, 900, 4800}, 2, 2, r);
+  c->bias->add_spatial(2,
+                       {{{0, {60, 80}, c->tensors.f32({1, 900, 2}, "centers", [] { return 30.0f; })},
+                         200,
+                         c->tensors.f32({1, 900}, "weights", [&] { return r.uniform(0, 1); })}},
+                       "bias[0]");
+  cpu::NearLists lists;
+  CHECK(!lists.build(c->problem, 48, [](int64_t count, const std::function<void(int64_t, int)>& body) {
+    for (int64_t i = 0; i < count; ++i) body(i, 0);
+  }));
+  if (seeds >= 400) check_case(*c);
+}
+
 void bias_rows() {
   for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
@@ -653,6 +753,7 @@ int main(int count, char** arguments) {
   rows();
   gathered();
   short_rows();
+  listed();
   bias_rows();
   bias_of_segments();
   bias_of_windows();

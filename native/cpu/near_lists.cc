@@ -1,0 +1,87 @@
+#include "cpu/near_lists.h"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace attention_bias::cpu {
+
+namespace {
+
+constexpr int64_t kMostElements = 4 * 1024 * 1024;
+
+template <class T>
+constexpr bool kListed = T::kLocal && !T::kHides;
+
+// Calls f(term) for each term that is listed.
+template <class F>
+void each_listed(const Program& bias, F f) {
+  for (const Term& term : bias.terms()) {
+    visit(term, [&](const auto& t) {
+      using T = std::decay_t<decltype(t)>;
+      if constexpr (kListed<T>) {
+        static_assert(std::is_same_v<T, SpatialTerm>,
+                      "lists serve all heads: their terms may not depend on it");
+        f(t);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+bool NearLists::build(const AttentionProblem& p, int32_t query_block, const Run& run) {
+  if (!p.bias) return false;
+  bool any = false;
+  each_listed(*p.bias, [&](const auto&) { any = true; });
+  if (!any) return false;
+
+  const Extent& e = p.extent;
+  const int32_t keys = static_cast<int32_t>(e.keys), queries = static_cast<int32_t>(e.queries);
+  const size_t tiles = static_cast<size_t>((keys + kTileKeys - 1) / kTileKeys);
+  blocks_ = (e.queries + query_block - 1) / query_block;
+  if (e.batch * blocks_ * static_cast<int64_t>(tiles) > kMostElements) return false;
+  lists_.resize(static_cast<size_t>(e.batch * blocks_));
+  views_.resize(lists_.size());
+  std::atomic<int64_t> total{0};
+  run(e.batch * blocks_, [&](int64_t item, int) {
+    Block& list = lists_[static_cast<size_t>(item)];
+    const int64_t b = item / blocks_;
+    const int32_t q0 = static_cast<int32_t>(item % blocks_) * query_block;
+    const int32_t q1 = std::min(queries, q0 + query_block);
+    // The terms' runs hold a few elements that are 0 beside those to list: each tile has room for all.
+    list.begins.assign(tiles + 1, 0);
+    each_listed(*p.bias, [&](const auto& term) {
+      for (int32_t q = q0; q < q1; ++q) {
+        term.near({b, 0, q, q + 1, 0, keys}, q, [&](int32_t begin, int32_t end) {
+          for (int32_t k = begin; k < end;) {
+            const int32_t tile = k / kTileKeys, next = std::min(end, (tile + 1) * kTileKeys);
+            list.begins[static_cast<size_t>(tile) + 1] += static_cast<uint32_t>(next - k);
+            k = next;
+          }
+        });
+      }
+    });
+    for (size_t i = 0; i < tiles; ++i) list.begins[i + 1] += list.begins[i];
+    const uint32_t count = list.begins[tiles];
+    if (total.fetch_add(count) + count > kMostElements) return;
+    list.ends.assign(list.begins.begin(), list.begins.end() - 1);
+    list.elements.resize(count);
+    each_listed(*p.bias, [&](const auto& term) {
+      for (int32_t q = q0; q < q1; ++q) {
+        const auto add = [&](int32_t begin, int32_t end, auto value) {
+          for (int32_t k = begin; k < end; ++k) {
+            const float bias = value(k - begin);
+            if (bias == 0.0f) continue;
+            const int32_t at = k % kTileKeys * query_block + q - q0;
+            list.elements[list.ends[static_cast<size_t>(k / kTileKeys)]++] = {at, bias};
+          }
+        };
+        term.template near_values<float>({b, 0, q, q + 1, 0, keys}, q, add);
+      }
+    });
+    views_[static_cast<size_t>(item)] = {list.elements.data(), list.begins.data(), list.ends.data()};
+  });
+  return total.load() <= kMostElements;
+}
+
+}  // namespace attention_bias::cpu
