@@ -4,8 +4,9 @@
 //
 // Words on stderr, the record as JSON on stdout. Exit code 1: a wrong output, or with --gate a goal missed by more than a run
 // moves; 2: a wrong option.
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, realpathSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { reportText } from './report.mjs';
 import { caseNames, measure } from './run.mjs';
@@ -21,10 +22,11 @@ function count(text, name, most) {
 }
 
 function parse(args) {
-  let values;
+  let values, positionals;
   try {
-    ({ values } = parseArgs({
+    ({ values, positionals } = parseArgs({
       args,
+      allowPositionals: true,
       options: {
         case: { type: 'string', multiple: true, default: [] },
         rounds: { type: 'string' },
@@ -39,12 +41,13 @@ function parse(args) {
     throw new UsageError(error.message);
   }
   const known = caseNames();
-  const unknown = values.case.find((name) => !known.includes(name));
+  const names = [...values.case, ...positionals];
+  const unknown = names.find((name) => !known.includes(name));
   if (unknown !== undefined) {
     const list = known.map((name) => JSON.stringify(name)).join(', ');
     throw new UsageError(`expected one of ${list} for --case but received ${JSON.stringify(unknown)}`);
   }
-  const { case: names, small, gate, record, python } = values;
+  const { small, gate, record, python } = values;
   return {
     names,
     rounds: count(values.rounds ?? (small ? '1' : '7'), 'rounds', 1000),
@@ -93,10 +96,6 @@ export async function main(args) {
 /** bfloat16 arithmetic is not everywhere; all else of the package's own must run. */
 const failed = ({ case: name, skip }) => skip !== undefined && !name.includes('bf16');
 
-if (
-  process.argv[1] &&
-  import.meta.url.endsWith('/bench/cpu/main.mjs') &&
-  process.argv[1].endsWith('main.mjs')
-) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   process.exitCode = await main(process.argv.slice(2));
 }
