@@ -186,7 +186,9 @@ try {
     const rest = fixed.filter(([other, size]) => other !== field && size !== undefined);
     const subtitle = [
       `${record.machine.processor}, ${record.machine.cores} cores, float32`,
-      rest.map(([other, size]) => `${other === 'dim' ? 'head dim' : other} ${size}`).join(', '),
+      rest
+        .map(([other, size]) => `${other === 'dim' ? 'head dim' : other} ${size.toLocaleString('en')}`)
+        .join(', '),
     ];
     const view = new vega.View(vega.parse(specification(axis, rows, subtitle)), { renderer: 'none' });
     const svg = await view.toSVG();
