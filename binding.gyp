@@ -36,17 +36,17 @@
         {
           'target_name': 'kernels_x86_64_v2', 'type': 'static_library', 'sources': ['<@(kernel_sources)'],
           'defines': ['AB_ISA_NAME=x86_64_v2'],
-          'cflags_cc': ['-march=x86-64-v2', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized'],
+          'cflags_cc': ['-march=x86-64-v2', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
         },
         {
           'target_name': 'kernels_x86_64_v3', 'type': 'static_library', 'sources': ['<@(kernel_sources)'],
           'defines': ['AB_ISA_NAME=x86_64_v3'],
-          'cflags_cc': ['-march=x86-64-v3', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized'],
+          'cflags_cc': ['-march=x86-64-v3', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
         },
         {
           'target_name': 'kernels_x86_64_v4', 'type': 'static_library', 'sources': ['<@(kernel_sources)'],
           'defines': ['AB_ISA_NAME=x86_64_v4'],
-          'cflags_cc': ['-march=x86-64-v4', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized'],
+          'cflags_cc': ['-march=x86-64-v4', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
         },
       ],
     }, {

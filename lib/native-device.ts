@@ -20,7 +20,7 @@ import type {
 import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
 
 const precisions: Record<DeviceInfo['backend'], readonly Precision[]> = {
-  cpu: ['f32'],
+  cpu: ['f32', 'bf16'],
   cuda: ['f32', 'tf32', 'bf16'],
 };
 

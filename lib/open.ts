@@ -181,6 +181,6 @@ export async function open(options: OpenOptions = {}): Promise<Device> {
 }
 
 /** A CPU device of an instruction set level by name. @internal For self-tests and tests. */
-export function openCpu(options: { threads: number; isa: string }): Device {
-  return openCpuWith(native(), options);
+export function openCpu(options: { threads: number; isa: string; precision?: Precision }): Device {
+  return openCpuWith(native(), options, options.precision);
 }

@@ -63,9 +63,9 @@ test('smoke passes on every instruction set, under 10 s', () => {
   const { passed, results } = JSON.parse(stdout) as { passed: boolean; results: SmokeRow[] };
   expect({ status, passed }).toEqual({ status: 0, passed: true });
   const diagnosis = JSON.parse(cli(['doctor', '--json']).stdout) as Diagnosis;
-  for (const isa of diagnosis.isas!) {
+  for (const level of diagnosis.isas!.flatMap((isa) => [`${isa} f32`, `${isa} bf16`])) {
     const names = results
-      .filter(({ device }) => device === `cpu ${isa}`)
+      .filter(({ device }) => device === `cpu ${level}`)
       .map(({ name }) => name.split(' ')[0]);
     expect(new Set(names)).toEqual(new Set(['attention', 'bias', 'router', 'project']));
   }

@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import type { Device } from '../lib/device.js';
+import type { Device, Precision } from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
 import type { HostTensor } from '../lib/formats/host.js';
 import { openSafetensors } from '../lib/formats/safetensors.js';
@@ -64,10 +64,10 @@ const bits = (outputs: JobOutputs): Record<string, Buffer> =>
     }),
   );
 
-async function openWith(isa: string, threads: number): Promise<Device> {
+async function openWith(isa: string, threads: number, precision: Precision = 'f32'): Promise<Device> {
   process.env.ATTENTION_BIAS_ISA = isa;
   try {
-    const device = await open({ device: 'cpu', threads });
+    const device = await open({ device: 'cpu', threads, precision });
     expect(device.info).toMatchObject({ backend: 'cpu', isa, threads });
     return device;
   } finally {
@@ -108,6 +108,23 @@ describe.each(machines)('$isa on $threads threads', ({ isa, threads }) => {
     );
     expect(error).toBeInstanceOf(AttentionBiasError);
     expect(missingWords((error as Error).message, words)).toEqual([]);
+  });
+});
+
+describe.each(levels)('%s, bf16', (isa) => {
+  let device: Device;
+  beforeAll(async () => {
+    device = await openWith(isa, 2, 'bf16');
+  });
+  afterAll(() => {
+    device.close();
+  });
+
+  test.each(built.filter(({ op }) => op === 'attention'))('$name', async ({ name, op }) => {
+    const outputs = await runJob(jobOf(name), { device });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    const problems = await compareOutputs(op, outputs, expected, TOLERANCES.bf16);
+    expect({ name, problems }).toEqual({ name, problems: [] });
   });
 });
 

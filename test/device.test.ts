@@ -53,7 +53,7 @@ describe('open', () => {
     [{ device: 'cpu', threads: 1.5 }, 'ERR_VALUE', 'threads', '1.5'],
     [{ device: 'cpu', threads: NaN }, 'ERR_VALUE', 'threads', 'NaN'],
     [{ device: 'cpu', threads: 1025 }, 'ERR_VALUE', 'threads', '1025'],
-    [{ device: 'cpu', precision: 'bf16' }, 'ERR_VALUE', '"f32"', 'precision on the cpu backend', '"bf16"'],
+    [{ device: 'cpu', precision: 'tf32' }, 'ERR_VALUE', '"f32"', 'precision on the cpu backend', '"tf32"'],
     [{ device: 'cpu', precision: 'f16' }, 'ERR_VALUE', 'precision', '"f16"'],
     [{ device: 'cuda', precision: 'f16' }, 'ERR_VALUE', 'precision on the cuda backend', '"f16"'],
   ])('%j', async (options, code, ...words) => {

@@ -12,8 +12,12 @@ export interface SmokeRow extends SelfTestResult {
 export async function smoke(): Promise<SmokeRow[]> {
   const rows: SmokeRow[] = [];
   for (const isa of native().info().isas) {
-    using device = openCpu({ threads: 2, isa });
-    for (const result of await selfTest(device)) rows.push({ device: `cpu ${isa}`, ...result });
+    for (const precision of ['f32', 'bf16'] as const) {
+      using device = openCpu({ threads: 2, isa, precision });
+      for (const result of await selfTest(device, precision)) {
+        rows.push({ device: `cpu ${isa} ${precision}`, ...result });
+      }
+    }
   }
   const cuda = native().cuda(false);
   for (const { ordinal, name } of cuda.devices) {

@@ -110,7 +110,12 @@ AB_INLINE void score_tile(const Work& w, const Panel* panels, int64_t key, int c
 template <class Arithmetic, int NV>
 __attribute__((noinline)) void score_beside(const Work& w, const Panel* panels, int64_t key, const Vec* row,
                                             Vec* greatest, float* sums) {
-  score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, key, kTileKeys, row, greatest, sums);
+  Vec start[NV], most[NV];  // not in memory that scores might be
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) start[v] = row[v];
+  score_tile<Arithmetic, NV, Start::kRow, true>(w, panels, key, kTileKeys, start, most, sums);
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) greatest[v] = most[v];
 }
 
 // ---- softmax ---------------------------------------------------------------------------------------------
@@ -212,8 +217,8 @@ AB_INLINE void add_near(const T& term, const Tile& tile, float* at, Add add) {
   }
 }
 
-// tile_bias = (row constants + the mixed terms)·unit.
-void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float* row, float unit) {
+// tile_bias = row constants + the mixed terms.
+void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float* row) {
   const int32_t count = tile.k1 - tile.k0;
   for (int32_t k = 0; k < count; ++k) {
     for (int32_t q = 0; q < kQueries; ++q) w.tile_bias[k * kQueries + q] = row[q];
@@ -256,8 +261,20 @@ void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float
       }
     });
   }
-  if (unit == 1.0f) return;
-  for (int32_t i = 0; i < count * kQueries; ++i) w.tile_bias[i] *= unit;
+}
+
+// to = biases·unit. The least finite one stays what it is: as a mask it is common, and nothing is below it.
+// False where another has no such product.
+AB_INLINE bool scale_biases(const float* biases, float unit, int32_t count, float* to) {
+  Vec lost = {};
+  for (int32_t i = 0; i < count; i += kLanes) {
+    const Vec x = load(biases + i), product = x * unit;
+    const VecInt least = x == -__FLT_MAX__;
+    const VecInt overflows = (product == kInfinity) | (product == -kInfinity);
+    lost = overflows & (x != -kInfinity) & ~least ? Vec{} + 1.0f : lost;
+    store(to + i, least ? x : product);
+  }
+  return !any_greater(lost, Vec{});
 }
 
 AB_INLINE bool any_hidden(const float* row) {
@@ -327,7 +344,7 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     base[v] = load(block.base + v * kLanes);
-    start[v] = load(row + v * kLanes) * Arithmetic::kUnit - base[v];
+    start[v] = load(row + v * kLanes) - base[v];
   }
   if (beside && *waiting != kNone) {
     float* const sums = block.output + w.problem->value_dim * kQueries;
@@ -383,6 +400,10 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) far |= any_far(load(block.base + v * kLanes));
   const bool block_hides = any_hidden(block_row);
+  constexpr bool kScales = Arithmetic::kUnit != 1.0f;
+  alignas(kVectorBytes) float unit_row[kQueries];  // block_row or tile_row, times kUnit
+  bool exact = !kScales || scale_biases(block_row, Arithmetic::kUnit, kQueries, unit_row);
+  bool block_scaled = true;
   bool all_seen = false;
   int32_t waiting = kNone;
   Tile tile = keys;
@@ -406,17 +427,25 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
       }
     }
     if ((mixed & ~w.patch_terms) != 0 || kCareful || far || hides) {
-      fill_tile_bias(w, mixed, tile, row, Arithmetic::kUnit);
+      fill_tile_bias(w, mixed, tile, row);
       mark_seen(block, w.tile_bias, tile.k1 - tile.k0);
+      const int32_t count = (tile.k1 - tile.k0) * kQueries;
+      exact &= !kScales || scale_biases(w.tile_bias, Arithmetic::kUnit, count, w.tile_bias);
       attend_tile<Arithmetic, NV, true, kCareful>(w, block, panels, tile, row, 0, &far, &waiting);
     } else {
+      if (kScales && (row == tile_row || !block_scaled)) {
+        exact &= scale_biases(row, Arithmetic::kUnit, kQueries, unit_row);
+        block_scaled = row == block_row;
+      }
       if (!all_seen) {
         for (int q = 0; q < kQueries; ++q) block.seen[q] = 1.0f;
         all_seen = true;
       }
-      attend_tile<Arithmetic, NV, false, false>(w, block, panels, tile, row, mixed, &far, &waiting);
+      attend_tile<Arithmetic, NV, false, false>(w, block, panels, tile, kScales ? unit_row : row, mixed, &far,
+                                                &waiting);
     }
   }
+  if (!exact) block.output[0] = __builtin_nanf("");  // to be attended again: see attend_piece
   if (Arithmetic::kBeside) weigh_waiting<Arithmetic, NV>(w, block, &waiting);
   if (w.folds) fold_output<NV>(w, block);
 }
@@ -490,7 +519,9 @@ void finish(const AttentionTask& t, const Block& block, int32_t q0, int32_t q1) 
   const float* sum = block.total + value_dim * kQueries;
   for (int32_t q = q0; q < q1; ++q) {
     const int32_t lane = q - q0, row = q - t.q0;
-    const SoftmaxState state = {block.base[lane] / Arithmetic::kUnit, sum[lane], block.seen[lane] != 0.0f};
+    const float base = block.base[lane];
+    const SoftmaxState state = {base == -__FLT_MAX__ ? base : base / Arithmetic::kUnit, sum[lane],
+                                block.seen[lane] != 0.0f};
     const float scale = t.partial ? 1.0f : output_scale(state);
     float* out = t.out + static_cast<int64_t>(row) * value_dim;
     for (int32_t d = 0; d < value_dim; ++d) out[d] = block.total[d * kQueries + lane] * scale;
@@ -601,7 +632,7 @@ bool attend_piece(const AttentionTask& t) {
     const int32_t q1 = min_i32(q0 + kQueries, t.q1);
     const Block block = block_at(q0);
     // A hidden key's NaN or infinite value times its probability 0 is NaN too: once more, leaving hidden
-    // pairs out.
+    // pairs out. The same where a bias was not exact.
     if (w.element_terms != 0 && any_nan(w, block, q1 - q0)) {
       if constexpr (Arithmetic::kRedoesAsRows) {
         AttentionTask rows = t;

@@ -52,18 +52,45 @@ struct ExpConstants {
   float power[4];       // 2^f for |f| ≤ 1/2, to 1e-4
   uint32_t half, high;  // of the bits that bfloat16 drops; those that it keeps
 };
-constexpr ExpConstants kExp = {
+constexpr ExpConstants kExp2 = {
     -152.0f, 12582912.0f, {0.99992807f, 0.69326099f, 0.24261113f, 0.05517167f}, 0x8000, 0xffff0000};
 
-// 2^x for x ≤ 127, to 1e-4; 0 where float32 would be; NaN for NaN.
-AB_INLINE Vec exp2_coarse(Vec x, const ExpConstants& c) {
-  x = max_or_second(splat(c.least), x);
-  const Vec n = (x + c.round) - c.round;
-  const Vec f = x - n;
-  Vec p = f * c.power[3] + c.power[2];
-  p = p * f + c.power[1];
-  p = p * f + c.power[0];
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+// The probabilities of two keys as pairs.
+AB_INLINE Vec round_pair(Vec first, Vec second, const ExpConstants& c) {
+  const VecBits low = ((VecBits)first + c.half) >> 16, high = ((VecBits)second + c.half) & c.high;
+  return (Vec)(low | high);
+}
+
+// 2^x of kCount vectors, x ≤ 127, to 1e-4; 0 where float32 would be; NaN for NaN. In kExpSteps − 1 parts,
+// with something else after each. Breadth first: what waits for a result takes a place in the processor's
+// queues, and products behind it wait as well.
+constexpr int kExpSteps = 5;
+template <int kCount, class Step>
+AB_INLINE void exp2_coarse(Vec* x, const ExpConstants& c, Step step) {
+  Vec n[kCount], p[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    x[i] = max_or_second(splat(c.least), x[i]);
+    n[i] = x[i] + c.round;
+  }
+  step();
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    n[i] -= c.round;
+    x[i] -= n[i];
+  }
+  step();
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) p[i] = x[i] * c.power[3] + c.power[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) p[i] = p[i] * x[i] + c.power[1];
+  step();
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    p[i] = p[i] * x[i] + c.power[0];
+    x[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)n[i]);
+  }
+  step();
 }
 
 struct Bfloat16 {
@@ -118,19 +145,41 @@ struct Bfloat16 {
     }
   }
 
-  // The scores of keys k and k + 1 of the tile become a row of probabilities, as pairs. The sum is of those
-  // before rounding, so that no NaN is lost, whatever its bits.
+  // Keys 2i and 2i + 1 of the tile: their scores, and the row of probabilities that these become, as pairs.
+  // Sums are of those before rounding, so that no NaN is lost, whatever its bits.
   template <bool kSubtract>
-  AB_INLINE static Vec exp_pair(const Work& w, int k, int v, Vec subtract) {
-    const ExpConstants* c = &kExp;
+  AB_INLINE static Vec exp_pair(const Work& w, int i, int v, Vec subtract) {
+    const float* at = w.scores + 2 * i * kQueries + v * kLanes;
+    Vec x[2] = {load(at), load(at + kQueries)};
+    if (kSubtract) x[0] -= subtract, x[1] -= subtract;
+    exp2_coarse<2>(x, kExp2, []() AB_INLINE_LAMBDA {});
+    store(w.probabilities + i * kQueries + v * kLanes, round_pair(x[0], x[1], kExp2));
+    return x[0] + x[1];
+  }
+
+  // kBatchPairs of those in a group of keys, counted along the queries first, with a step of something else
+  // before each of kExpSteps parts.
+  static constexpr int kBatchPairs = 2;
+  template <int NV, class Step>
+  AB_INLINE static void exp_batch(const Work& w, int key, int pair, float* sums, Step step) {
+    const ExpConstants* c = &kExp2;
     asm("" : "+r"(c));  // or the compiler would keep them in registers
-    const float* at = w.scores + k * kQueries + v * kLanes;
-    const Vec first = exp2_coarse(kSubtract ? load(at) - subtract : load(at), *c);
-    const VecBits low = ((VecBits)first + c->half) >> 16;
-    const Vec second = exp2_coarse(kSubtract ? load(at + kQueries) - subtract : load(at + kQueries), *c);
-    const VecBits high = ((VecBits)second + c->half) & c->high;
-    store(w.probabilities + k / 2 * kQueries + v * kLanes, (Vec)(low | high));
-    return first + second;
+    Vec x[2 * kBatchPairs];
+    const auto offset = [&](int i, int row) { return row * kQueries + (pair + i) % NV * kLanes; };
+#pragma GCC unroll 8
+    for (int i = 0; i < kBatchPairs; ++i) {
+      const float* at = w.scores + offset(i, key + (pair + i) / NV * 2);
+      x[2 * i] = load(at);
+      x[2 * i + 1] = load(at + kQueries);
+    }
+    step();
+    exp2_coarse<2 * kBatchPairs>(x, *c, step);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBatchPairs; ++i) {
+      float* const sum = sums + offset(i, 0);
+      store(w.probabilities + offset(i, key / 2 + (pair + i) / NV), round_pair(x[2 * i], x[2 * i + 1], *c));
+      store(sum, load(sum) + (x[2 * i] + x[2 * i + 1]));
+    }
   }
 
   template <int NR, int NV, Start kStart, bool kExp>
@@ -155,26 +204,20 @@ struct Bfloat16 {
       query += kQueries;
       ++key_at;
     };
-    int32_t i = 0;
-    const auto exps = [&](auto beside) AB_INLINE_LAMBDA {
-      for (int k = 0; k < NR; k += 2) {
+    int32_t steps = stride;
+    if constexpr (kExp) {
+      constexpr int kBatches = NR / 2 * NV / kBatchPairs;
+      if (stride >= kBatches * kExpSteps) {
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) {
-          if constexpr (decltype(beside)::value) step();
-          float* const at = sums + v * kLanes;
-          store(at, load(at) + exp_pair<false>(w, in_tile + k, v, Vec{}));
+        for (int i = 0; i < kBatches; ++i) exp_batch<NV>(w, in_tile, i * kBatchPairs, sums, step);
+        steps -= kBatches * kExpSteps;
+      } else {
+        for (int i = 0; i < kBatches; ++i) {
+          exp_batch<NV>(w, in_tile, i * kBatchPairs, sums, []() AB_INLINE_LAMBDA {});
         }
       }
-      if constexpr (decltype(beside)::value) i = NR / 2 * NV;
-    };
-    if constexpr (kExp) {
-      if (stride >= NR / 2 * NV) {
-        exps(std::true_type());
-      } else {
-        exps(std::false_type());
-      }
     }
-    for (; i < stride; ++i) step();
+    for (int32_t i = 0; i < steps; ++i) step();
     for (int p = 1; p < w.panel_count; ++p) add_products(panels[p], key, sum);
     finish_rows<NR, NV, kStart>(bias, sum, w.scores + in_tile * kQueries, greatest);
   }
@@ -187,9 +230,9 @@ struct Bfloat16 {
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) store(w.scores + count * kQueries + v * kLanes, Vec{} - kInfinity);
     }
-    for (int k = 0; k < count; k += 2) {
+    for (int i = 0; i < (count + 1) / 2; ++i) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sum[v] += exp_pair<kSubtract>(w, k, v, kSubtract ? subtract[v] : Vec{});
+      for (int v = 0; v < NV; ++v) sum[v] += exp_pair<kSubtract>(w, i, v, kSubtract ? subtract[v] : Vec{});
     }
   }
 

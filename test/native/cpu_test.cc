@@ -17,19 +17,26 @@
 namespace attention_bias::test {
 namespace {
 
-double greatest_error = 0;
+double greatest_error = 0, greatest_bf16_error = 0;
 uint32_t seeds = 400;  // fewer with the argument `quick`, for emulated processors
 
-void check_case(Case& c, double tolerance = 2e-6) {
+constexpr double kBf16Tolerance = 1e-2;
+
+void check_case(Case& c, double tolerance = 2e-6, double bf16_tolerance = kBf16Tolerance) {
   std::vector<double> out(c.out.size()), lse(c.lse.size());
   reference_attention(c.problem, out.data(), lse.data());
   const std::string name = context;
   for (const std::string& isa : cpu::supported_isas()) {
     for (int threads = 1; threads <= 3; ++threads) {
-      context = name + ", " + isa + ", threads " + std::to_string(threads);
       cpu::Backend backend(threads, isa);
-      run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
-      greatest_error = std::fmax(greatest_error, check_results(c, out, lse, tolerance, tolerance));
+      for (const bool bf16 : {false, true}) {
+        context = name + ", " + isa + ", threads " + std::to_string(threads) + (bf16 ? ", bf16" : "");
+        c.problem.precision = bf16 ? Precision::kBf16 : Precision::kF32;
+        run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
+        const double allowed = bf16 ? bf16_tolerance : tolerance;
+        double& greatest = bf16 ? greatest_bf16_error : greatest_error;
+        greatest = std::fmax(greatest, check_results(c, out, lse, allowed, allowed));
+      }
     }
   }
   context = name;
@@ -304,6 +311,161 @@ void gathered() {
   CHECK(narrow > seeds / 4);
 }
 
+// ---- the kernel of short rows, called itself and by the backend
+// --------------------------------------------
+
+struct ShortKernel {
+  std::string isa;
+  decltype(cpu::Kernels::shared_bias_floats) shared_bias_floats;
+  decltype(cpu::Kernels::expand_bias) expand_bias;
+  decltype(cpu::Kernels::short_scratch_floats) short_scratch_floats;
+  decltype(cpu::Kernels::attention_short) attention_short;
+};
+
+std::vector<ShortKernel> short_kernels() {
+  std::vector<ShortKernel> kernels;
+  const std::vector<std::string> supported = cpu::supported_isas();
+#define AB_SHORT_KERNEL(isa)                                                                           \
+  if (kernels.size() < supported.size()) {                                                             \
+    kernels.push_back({supported[kernels.size()], cpu::isa::shared_bias_floats, cpu::isa::expand_bias, \
+                       cpu::isa::short_scratch_floats, cpu::isa::attention_short});                    \
+  }
+  AB_FOR_EACH_ISA(AB_SHORT_KERNEL)
+#undef AB_SHORT_KERNEL
+  return kernels;
+}
+
+// The whole case in two runs of rows; every batch row and head has its biases written anew. False when the
+// flag stopped it.
+bool run_short(const Case& c, const ShortKernel& kernel, AbortFlag abort) {
+  const Extent& e = c.problem.extent;
+  const int64_t rows = e.batch * e.heads;
+  const int64_t floats =
+      kernel.shared_bias_floats(static_cast<int32_t>(e.queries), static_cast<int32_t>(e.keys));
+  const bool biased = c.bias->term_count() != 0;
+  cpu::Scratch scratch, biases;
+  std::vector<const float*> of_batch;
+  cpu::ShortTask task = {};
+  task.problem = &c.problem;
+  if (biased) {
+    float* const to = biases.floats(rows * floats);
+    for (int64_t row = 0; row < rows; ++row) {
+      kernel.expand_bias(*c.bias, row / e.heads, row % e.heads, to + row * floats);
+    }
+    for (int64_t b = 0; b < e.batch; ++b) of_batch.push_back(to + b * e.heads * floats);
+    task.biases = of_batch.data();
+    task.head_stride = floats;
+  }
+  for (const Term& term : c.bias->terms()) {
+    task.hides |= visit(term, [](const auto& t) { return std::decay_t<decltype(t)>::kHides; });
+  }
+  task.scratch = scratch.floats(kernel.short_scratch_floats(c.problem));
+  task.abort = abort;
+  for (const int64_t end : {rows / 3, rows}) {
+    task.row0 = task.row1, task.row1 = end;
+    if (!kernel.attention_short(task)) return false;
+  }
+  return true;
+}
+
+// Checks the kernel against the reference, and that the backend's results are the kernel's bits whatever the
+// number of threads, so that it is what ran.
+void check_short(Case& c, bool by_backend, double tolerance) {
+  std::vector<double> out(c.out.size()), lse(c.lse.size());
+  reference_attention(c.problem, out.data(), lse.data());
+  const std::string name = context;
+  for (const ShortKernel& kernel : short_kernels()) {
+    context = name + ", " + kernel.isa;
+    run_twice(c, [&](int) { CHECK(run_short(c, kernel, nullptr)); });
+    greatest_error = std::fmax(greatest_error, check_results(c, out, lse, tolerance, tolerance));
+    const std::vector<float> kernel_out = c.out, kernel_lse = c.lse;
+    for (int threads = 1; by_backend && threads <= 3; ++threads) {
+      context = name + ", " + kernel.isa + ", threads " + std::to_string(threads);
+      cpu::Backend backend(threads, kernel.isa);
+      std::fill(c.out.begin(), c.out.end(), 123.0f);
+      std::fill(c.lse.begin(), c.lse.end(), 123.0f);
+      backend.attention(c.problem, nullptr);
+      CHECK(std::memcmp(kernel_out.data(), c.out.data(), c.out.size() * 4) == 0);
+      CHECK(std::memcmp(kernel_lse.data(), c.lse.data(), c.lse.size() * 4) == 0);
+    }
+  }
+  context = name;
+}
+
+void short_rows() {
+  int64_t hidden_rows = 0, all_rows = 0, with_nan = 0, swin = 0;
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    Random r(seed + 700);
+    const int64_t keys = r.chance(0.3) ? r.integer(1, 20) : r.integer(1, 192);
+    const int64_t queries = r.chance(0.5) ? keys : r.integer(1, 150);
+    const int64_t d = r.chance(0.3) ? 32 : r.integer(1, 70), dv = r.chance(0.5) ? d : r.integer(1, 70);
+    const int64_t batch = 4 * r.integer(3, 5);
+    auto c = make_case({batch, r.integer(1, 3), queries, keys}, d, dv, r);
+    const Extent& e = c->problem.extent;
+    Tensors& t = c->tensors;
+    std::string kinds;
+    const auto path = [&] { return "bias[" + std::to_string(c->bias->term_count()) + "]"; };
+    for (int64_t left = r.integer(0, 3); left > 0; --left) {
+      const int kind = std::vector<int>{0, 1, 3, 9, 10, 10, 11, 12, 13}[static_cast<size_t>(r.integer(0, 8))];
+      const Shape shape = {1, r.chance(0.5) ? 1 : e.heads, r.chance(0.3) ? 1 : e.queries, e.keys};
+      if (kind == 0) {
+        const double hidden = r.chance(0.5) ? 0 : 0.3;
+        c->bias->add_dense(
+            t.f32(shape, "bias", [&] { return r.chance(hidden) ? -INFINITY : 2 * r.normal(); }), path());
+      } else if (kind == 1) {
+        c->bias->add_mask(t.u8(shape, "visible", [&] { return uint8_t(r.chance(0.6)); }), path());
+      } else if (kind == 10 && e.queries == e.keys && !c->bias->depends_on_batch()) {
+        c->bias->add_shifted_window({2 * e.keys, 2}, {e.keys, 1}, {r.integer(0, e.keys - 1), 0}, -100,
+                                    path());
+        ++swin;
+      } else if (kind == 12) {
+        const auto factor = [&] { return 0.5f * r.normal(); };
+        const TensorView query_factors = t.f32({1, 1, e.queries, 3}, "queryFactors", factor);
+        c->bias->add_low_rank(query_factors, t.f32({1, e.heads, e.keys, 3}, "keyFactors", factor), 0.7,
+                              path());
+      } else if (kind == 10 || !add_random_term(c->bias.get(), kind, r, t)) {
+        continue;
+      }
+      kinds += " " + std::to_string(kind);
+    }
+    if (r.chance(0.4)) {  // a key that is hidden of all queries but the first, and not a number
+      const int64_t key = r.integer(0, keys - 1);
+      hide_but_first(*c, {key});
+      kinds += " 1";
+      for (int64_t row = 0; row < e.batch * e.heads; row += 2) {
+        floats(c->problem.value)[(row * keys + key) * dv] = kNan;
+        if (row % 4 == 0) floats(c->problem.key)[(row * keys + key) * d] = r.chance(0.5) ? kNan : kInf;
+      }
+      ++with_nan;
+    }
+    const bool narrow = c->bias->key_bound().most_keys * 3 <= keys;  // which are gathered
+    context = "short rows, seed " + std::to_string(seed + 700) + ", kinds" + kinds;
+    // Rows that see nothing but shiftedWindow's −100 have scores rounded to 4e-6.
+    check_short(*c, !narrow, kinds.find(" 10") == std::string::npos ? 2e-6 : 4e-6);
+    for (const float lse : c->lse) hidden_rows += lse == -kInf, ++all_rows;
+  }
+  context = "short rows: rows that see no key, keys that are NaN, shifted windows";
+  CHECK(hidden_rows > 0 && hidden_rows < all_rows / 2 && with_nan > seeds / 5 && swin > seeds / 20);
+
+  context = "short rows with every key visible, 256 of them";
+  Random r(8);
+  for (const int64_t queries : {1, 15, 16, 17, 24, 47, 48, 49, 52, 97, 150}) {
+    check_short(*make_case({12, 1, queries, 256}, 16, 40, r), true, 2e-6);
+  }
+  special_cases([](Case& c) {
+    if (c.problem.extent.keys <= 300) check_short(c, false, 2e-6);
+  });
+
+  context = "short rows, abort";
+  auto c = make_case({12, 2, 49, 49}, 32, 32, r);
+  const std::atomic<bool> abort{true};
+  for (const ShortKernel& kernel : short_kernels()) {
+    CHECK(!run_short(*c, kernel, &abort));
+    cpu::Backend backend(2, kernel.isa);
+    CHECK_ERROR(backend.attention(c->problem, &abort), ErrorCode::kAborted, "aborted");
+  }
+}
+
 void bias_rows() {
   for (uint32_t seed = 0; seed < seeds; ++seed) {
     Random r(seed);
@@ -430,6 +592,23 @@ void shapes() {
   check_case(*c, 1e-6);
 }
 
+// Biases that fit float32, but not after the change of units that the bfloat16 kernel makes.
+void great_biases() {
+  Random r(5);
+  for (const float great : {3.3e38f, -3.3e38f, -2.5e38f}) {
+    for (const bool by_query : {false, true}) {
+      context = "biases to " + show(great) + (by_query ? " by query" : " by key");
+      auto c = make_case({1, 1, 60, 700}, 8, 8, r);
+      const int64_t count = by_query ? 60 : 700;
+      int64_t i = 0;
+      c->bias->add_dense(c->tensors.f32({1, 1, by_query ? count : 1, by_query ? 1 : count}, "bias",
+                                        [&] { return great * (i++ % 50 == 0 ? 1.0f : 0.9f); }),
+                         "bias[0]");
+      check_case(*c);
+    }
+  }
+}
+
 void aborts() {
   context = "abort";
   Random r(3);
@@ -473,13 +652,15 @@ int main(int count, char** arguments) {
   random_stacks();
   rows();
   gathered();
+  short_rows();
   bias_rows();
   bias_of_segments();
   bias_of_windows();
   special_cases([](Case& c) { check_case(c); });
   shapes();
+  great_biases();
   aborts();
   refusals();
-  printf("greatest relative error %.3g\n", greatest_error);
+  printf("greatest relative errors: f32 %.3g, bf16 %.3g\n", greatest_error, greatest_bf16_error);
   return finish("cpu");
 }
