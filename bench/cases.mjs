@@ -13,9 +13,12 @@ function replaceStrings(value, f) {
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, replaceStrings(item, f)]));
 }
 
-/** `attention` and `bias`: lists of cases whose `bias` holds terms with tensors' names in them; `tensors` by name. */
-export function loadCases({ small = false } = {}) {
-  const numbers = sizes[small ? 'small' : 'full'];
+/**
+ * `attention` and `bias`: lists of cases whose `bias` holds terms with tensors' names in them; `tensors` by name. `changed`: sizes
+ * that differ from those of cases.json.
+ */
+export function loadCases({ small = false, changed = {} } = {}) {
+  const numbers = { ...sizes[small ? 'small' : 'full'], ...changed };
   const { attention, bias, tensors, terms } = replaceStrings(given, (text) =>
     text.startsWith('$') ? numbers[text.slice(1)] : text,
   );

@@ -91,6 +91,14 @@ export interface NativeBinding {
   referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
+  /**
+   * What this machine does at most by an instruction set on some threads, for the benchmarks: float32 multiply-adds and
+   * vdpbf16ps (0: none) in GFLOP/s, stores to and loads from large memory in GB/s. Blocks the thread for half a second.
+   */
+  measurePeaks(
+    threads: number,
+    isa: string,
+  ): { fmaGflops: number; bf16Gflops: number; fillGBs: number; readGBs: number };
   Device: new (
     options:
       | { backend: 'cpu'; threads: number; isa?: string }

@@ -8,7 +8,7 @@ trap 'rm -rf "$work"' EXIT
 
 cd "$root"
 tarball=$(npm pack --silent --pack-destination "$work" | tail -n 1)
-if tar -tzf "$work/$tarball" | grep -E '^package/(test|node_modules|build|bench)/'; then
+if tar -tzf "$work/$tarball" | grep -E '^package/(test|node_modules|build|bench/records)/'; then
   echo "the tarball holds what it should not" >&2
   exit 1
 fi
@@ -52,5 +52,7 @@ node formats.mjs
 npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo
+npx attention-bias bench --small > bench.json
+grep -q '"way": "own"' bench.json
 test -s demo/bev.png
 echo 'package test: 1 passed, 0 failed'

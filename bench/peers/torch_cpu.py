@@ -1,62 +1,124 @@
-"""PyTorch's scaled_dot_product_attention at the CMT shape with the two-segment modality bias, on the CPU: the peer that
-the CPU backend is measured against. Prints one JSON line of medians in milliseconds.
+"""PyTorch as a participant of bench/cpu, on the CPU: lines of JSON on stdin and stdout, as bench/cpu/serve.mjs says."""
 
-    python3 bench/peers/torch_cpu.py [--threads 2] [--runs 7]
-"""
-
-import argparse
 import json
-import statistics
+import pathlib
+import sys
 import time
 
 import torch
 
-BATCH, HEADS, QUERIES, KEYS, DIM = 1, 8, 900, 56400, 32
-LIDAR_KEYS, STRENGTH = 32400, 5.0
+from cases import dense, mask_mod, read_safetensors, score_mod, visible
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+attention = torch.nn.functional.scaled_dot_product_attention
 
 
-def build(lidar: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
-    """[1, 1, Q, K] from the weights [1, Q] of the two modalities."""
-    bias = torch.empty(BATCH, 1, QUERIES, KEYS)
-    bias[..., :LIDAR_KEYS] = ((lidar - 0.5) * 2 * STRENGTH)[:, None, :, None]
-    bias[..., LIDAR_KEYS:] = ((camera - 0.5) * 2 * STRENGTH)[:, None, :, None]
-    return bias
+def fill_modality(mask, case, named):
+    """The bias of a modality term whose segments cover all keys, written once: faster than adding to zeros."""
+    (term,) = case["bias"]
+    for segment in term["segments"]:
+        row = (named[segment["weights"]] - 0.5) * 2 * term["strength"]
+        mask[..., segment["start"] : segment["start"] + segment["length"]] = row[:, None, :, None]
+    return mask
 
 
-def median_ms(run, runs: int) -> float:
-    times = []
-    for _ in range(runs + 1):
+def build(case, named, dtype):
+    if [term["type"] for term in case["bias"]] == ["modality"]:
+        return fill_modality(torch.empty(1, 1, *case["shape"][2:4], dtype=dtype), case, named)
+    return dense(case, named, "cpu", dtype)
+
+
+def compile_flex(case, named, qkv):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if mask_mod(case, named) is not None:
+        raise ValueError("only terms that add")
+    mod, compiled = score_mod(case, named, "cpu"), torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(*qkv, score_mod=mod)
+
+
+def prepare(message):
+    """(call, bytes of outputs that a call allocates)"""
+    case, way = message["case"], message["way"]
+    torch.set_num_threads(message["threads"])
+    named, dtype = read_safetensors(message["inputs"]), DTYPES[case["dtype"]]
+    if case["kind"] == "bias":
+        size = case["shape"][2] * case["shape"][3] * dtype.itemsize
+        if case["fresh"]:
+            return lambda: build(case, named, dtype), size
+        out = torch.ones(1, 1, *case["shape"][2:4], dtype=dtype)
+        return lambda: fill_modality(out, case, named), 0
+    qkv = [named[name] for name in ("query", "key", "value")]
+    size = qkv[0].numel() * 4
+    if way == "bf16 given":
+        mask, low = build(case, named, torch.bfloat16), [tensor.bfloat16() for tensor in qkv]
+        return lambda: attention(*low, attn_mask=mask), size // 2
+    if way == "none":
+        return lambda: attention(*qkv), size
+    if way == "given":
+        mask = build(case, named, torch.float32)
+        return lambda: attention(*qkv, attn_mask=mask), size
+    if way == "boolean":
+        mask = visible(case, named, "cpu")
+        return lambda: attention(*qkv, attn_mask=mask), size
+    if way == "built":
+        return lambda: attention(*qkv, attn_mask=build(case, named, torch.float32)), size
+    if way == "flex":
+        return compile_flex(case, named, qkv), size
+    raise ValueError(f"no way {way}")
+
+
+def peak(field):
+    status = pathlib.Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+class Participant:
+    def __init__(self):
+        self.calls, self.outputs = {}, {}
+
+    def prepare(self, message):
+        self.calls[message["way"]] = prepare(message)
+        return {"version": torch.__version__}
+
+    def run(self, message):
+        call, size = self.calls[message["way"]]
+        self.outputs.pop(message["way"], None)  # freed before the clock starts
+        before = None
+        if message.get("memory"):
+            try:
+                pathlib.Path("/proc/self/clear_refs").write_text("5")
+                before = peak("VmRSS")
+            except OSError:
+                pass
         start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[1:])  # the first is the warm-up
+        output = call()
+        reply = {"ms": (time.perf_counter() - start) * 1e3}
+        if before is not None:
+            reply["extraMib"] = max(0, peak("VmHWM") - before - size / 1024) / 1024
+        self.outputs[message["way"]] = output
+        return reply
+
+    def output(self, message):
+        values = self.outputs[message["way"]].flatten()[:: message["stride"]].float().contiguous()
+        values.numpy().tofile(message["path"])
+        return {}
+
+    def release(self, _):
+        self.calls, self.outputs = {}, {}
+        return {}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(1)
-    query = torch.randn(BATCH, HEADS, QUERIES, DIM)
-    key = torch.randn(BATCH, HEADS, KEYS, DIM)
-    value = torch.randn(BATCH, HEADS, KEYS, DIM)
-    lidar, camera = torch.rand(BATCH, QUERIES), torch.rand(BATCH, QUERIES)
-    given = build(lidar, camera)
-    attention = torch.nn.functional.scaled_dot_product_attention
+def main():
+    participant = Participant()
     with torch.inference_mode():
-        result = {
-            "peer": f"PyTorch {torch.__version__}",
-            "threads": options.threads,
-            "sdpa_bias_given_ms": median_ms(lambda: attention(query, key, value, attn_mask=given), options.runs),
-            "sdpa_build_bias_ms": median_ms(
-                lambda: attention(query, key, value, attn_mask=build(lidar, camera)), options.runs
-            ),
-            "sdpa_no_bias_ms": median_ms(lambda: attention(query, key, value), options.runs),
-        }
-    print(json.dumps(result))
+        for line in sys.stdin:
+            message = json.loads(line)
+            try:
+                reply = getattr(participant, message["op"])(message)
+            except Exception as error:  # noqa: BLE001 - whatever PyTorch refuses with is said
+                reply = {"skip": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+            print(json.dumps(reply), flush=True)
 
 
-if __name__ == "__main__":
-    main()
+main()

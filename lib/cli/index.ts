@@ -1,5 +1,6 @@
 import yargs from 'yargs';
 import { AttentionBiasError, type ErrorCode } from '../errors.js';
+import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
@@ -43,6 +44,7 @@ export async function main(args: string[]): Promise<void> {
     .command(demoCommand)
     .command(smokeCommand)
     .command(doctorCommand)
+    .command(benchCommand)
     .completion('completion', 'print a shell completion script')
     .demandCommand(1, 'expected a command; attention-bias --help lists them')
     .strict()

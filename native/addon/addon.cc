@@ -38,7 +38,8 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::release>("release"),
        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
-       InstanceMethod<&Environment::reference_bias>("referenceBias")});
+       InstanceMethod<&Environment::reference_bias>("referenceBias"),
+       InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
   const Napi::String name = Napi::String::New(env, "attention-bias");
@@ -183,6 +184,23 @@ Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
     Napi::Float64Array out = doubles(env, element_count(bias_shape(*program), "out"));
     attention_bias::reference_bias(*program, out.Data());
     return out;
+  });
+}
+
+Napi::Value Environment::measure_peaks(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsNumber() || !info[1].IsString()) {
+      throw expected(ErrorCode::kValue, "a number and a string", "threads and isa", "something else");
+    }
+    const cpu::Peaks peaks =
+        cpu::measure_peaks(info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::String>().Utf8Value());
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("fmaGflops", peaks.fma_gflops);
+    result.Set("bf16Gflops", peaks.bf16_gflops);
+    result.Set("fillGBs", peaks.fill_gb_s);
+    result.Set("readGBs", peaks.read_gb_s);
+    return result;
   });
 }
 

@@ -1,10 +1,15 @@
 #include "cpu/backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
@@ -21,12 +26,13 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                     \
-  Kernels {                                                                                                 \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                         \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,        \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,              \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::bias_rows, isa::bias_copies \
+#define AB_KERNELS(isa)                                                                                      \
+  Kernels {                                                                                                  \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                          \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,         \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,               \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::bias_rows, isa::bias_copies, \
+        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read                                        \
   }
 
 // Best last.
@@ -340,6 +346,59 @@ Backend::Backend(int threads, const std::string& isa) {
 }
 
 Backend::~Backend() = default;
+
+Peaks measure_peaks(int threads, const std::string& isa) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRepeats = 40;
+  constexpr int64_t kRounds = 256 * 1024;  // a few milliseconds
+  constexpr int64_t kItemsPerThread = 4;
+  constexpr int64_t kFloats = 48 * 1024 * 1024, kRun = 1024 * 1024;  // 192 MB, beyond any cache
+
+  Backend backend(threads, isa);
+  ThreadPool& pool = backend.state_->pool;
+  const Kernels& kernels = backend.state_->isa.kernels;
+  // The fastest of some repeats, in units of work a nanosecond.
+  const auto best = [&](int64_t items, double work, const std::function<void(int64_t)>& body) {
+    double least = 0;
+    for (int i = 0; i < kRepeats; ++i) {
+      const auto start = Clock::now();
+      pool.run(items, [&](int64_t item, int) { body(item); });
+      const double ns = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+      if (i == 0 || ns < least) least = ns;
+    }
+    return work / least;
+  };
+  const auto rate = [&](int64_t (*peak)(int64_t, float*)) {
+    float once = 0.999f;
+    const int64_t items = kItemsPerThread * threads;
+    const double work = static_cast<double>(items * peak(1, &once) * kRounds);
+    return best(items, work, [&](int64_t) {
+      float sink = 0.999f;
+      peak(kRounds, &sink);
+    });
+  };
+  Peaks peaks = {};
+  peaks.fma_gflops = rate(kernels.peak_fma);
+  if (kernels.has_bf16()) peaks.bf16_gflops = rate(kernels.peak_bf16);
+  // In huge pages where there are any, as tensors are.
+  constexpr int64_t kPage = 2 * 1024 * 1024;
+  Scratch memory;
+  float* floats = memory.floats(kFloats + kPage / 4);
+  floats += (kPage - reinterpret_cast<intptr_t>(floats) % kPage) % kPage / 4;
+#if defined(MADV_HUGEPAGE)
+  madvise(floats, 4 * kFloats, MADV_HUGEPAGE);  // a hint
+#endif
+  const double bytes = 4.0 * kFloats;
+  peaks.fill_gb_s =
+      best(kFloats / kRun, bytes, [&](int64_t i) { kernels.peak_fill(floats + i * kRun, kRun, 1); });
+  std::vector<float> sums(kFloats / kRun);
+  peaks.read_gb_s = best(kFloats / kRun, bytes, [&](int64_t i) {
+    sums[static_cast<size_t>(i)] = kernels.peak_read(floats + i * kRun, kRun);
+  });
+  // Looked at, so that the reading is not left out.
+  if (sums[0] < 0) peaks.read_gb_s = 0;
+  return peaks;
+}
 
 BackendInfo Backend::info() const {
   BackendInfo info;

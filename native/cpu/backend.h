@@ -17,6 +17,17 @@ std::vector<std::string> supported_isas();
 // The processor's name, from the operating system.
 std::string processor_name();
 
+// What this machine does at most with some threads: the benchmarks' yardstick.
+struct Peaks {
+  double fma_gflops;   // float32 multiply-adds in registers, two operations each
+  double bf16_gflops;  // vdpbf16ps, four a lane; 0 where the processor or the instruction set lacks it
+  double fill_gb_s;    // stores of one value to 192 MB that are mapped already
+  double read_gb_s;    // loads of the same
+};
+
+// Takes half a second. Arguments and errors are Backend's.
+Peaks measure_peaks(int threads, const std::string& isa);
+
 class Backend : public attention_bias::Backend {
  public:
   // `threads` at least 1, the calling thread of an operation counted. `isa` empty: the best. ERR_VALUE for
@@ -35,6 +46,7 @@ class Backend : public attention_bias::Backend {
   void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) override;
 
  private:
+  friend Peaks measure_peaks(int threads, const std::string& isa);
   struct State;
   std::unique_ptr<State> state_;
 };

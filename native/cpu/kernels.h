@@ -105,6 +105,14 @@ struct Kernels {
   // Batch rows [b0, b1), but for those that are their own first_alike(): copies of that one, which is
   // written.
   void (*bias_copies)(const BiasProblem& problem, int64_t b0, int64_t b1);
+
+  // What a core can do at most. The first two return how many operations they did; peak_bf16 is called only
+  // where has_bf16(). *sink, near 1, is read and written so that no compiler leaves the work out. Memory is
+  // 64-byte aligned and a multiple of 512 bytes.
+  int64_t (*peak_fma)(int64_t rounds, float* sink);
+  int64_t (*peak_bf16)(int64_t rounds, float* sink);
+  void (*peak_fill)(float* to, int64_t count, float value);
+  float (*peak_read)(const float* from, int64_t count);
 };
 
 // The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
@@ -136,6 +144,10 @@ struct Kernels {
   bool attention_short(const ShortTask& task);                                        \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
+  int64_t peak_fma(int64_t rounds, float* sink);                                      \
+  int64_t peak_bf16(int64_t rounds, float* sink);                                     \
+  void peak_fill(float* to, int64_t count, float value);                              \
+  float peak_read(const float* from, int64_t count);                                  \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

@@ -1,0 +1,47 @@
+// The CPU's cases: those of cases.json that a CPU runs in a sensible time, each with the ways in which peers do the same.
+//
+// { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `from` names the case in cases.json, `ways`
+// are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at hand, 'none',
+// 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
+import { loadCases, sizeOf } from '../cases.mjs';
+
+const attention = [
+  { from: 'cmt none', ways: ['none'] },
+  { from: 'cmt modality', ways: ['given', 'built', 'onnx', 'flex'] },
+  { from: 'cmt modality', precision: 'bf16', ways: ['given', 'built', 'bf16 given'] },
+  { from: 'cmt modality + spatial', ways: ['given'] },
+  { from: 'cmt LAM windows', ways: ['boolean'] },
+  { from: 'Swin', ways: ['given', 'built'] },
+];
+
+const bias = [
+  { from: 'dense modality', ways: ['built'] },
+  { from: 'dense modality', dtype: 'bfloat16', ways: ['built'] },
+  { from: 'dense modality', fresh: true, ways: ['built'] },
+];
+
+/** Keys that a query sees at most: a bound by the terms, not by where the centres lie. */
+function visibleKeys({ shape, bias: terms }) {
+  const window = terms.find(({ type }) => type === 'window');
+  return window ? window.segments.reduce((sum, { size }) => sum + size * size, 0) : shape[3];
+}
+
+/** All cases, in the order of the report. */
+export function cpuCases({ small = false } = {}) {
+  const given = loadCases({ small });
+  const find = (list, name) => list.find((item) => item.name === name);
+  const attentionCases = attention.map(({ from, precision = 'f32', ways }) => {
+    const { shape, bias: terms } = find(given.attention, from);
+    const [b, h, q, , d] = shape;
+    const flops = 4 * b * h * q * visibleKeys({ shape, bias: terms }) * d;
+    const name = precision === 'f32' ? from : `${from}, ${precision}`;
+    return { name, from, kind: 'attention', shape, bias: terms, precision, dtype: 'float32', ways, flops };
+  });
+  const biasCases = bias.map(({ from, dtype = 'float32', fresh = false, ways }) => {
+    const { shape, bias: terms } = find(given.bias, from);
+    const bytes = sizeOf(shape) * (dtype === 'float32' ? 4 : 2);
+    const name = `${from}${dtype === 'float32' ? '' : ', bf16'}${fresh ? ', fresh memory' : ''}`;
+    return { name, from, kind: 'bias', shape, bias: terms, dtype, fresh, ways, bytes };
+  });
+  return { cases: [...attentionCases, ...biasCases], tensors: given.tensors };
+}

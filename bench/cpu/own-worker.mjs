@@ -1,0 +1,56 @@
+// This package as a participant; ATTENTION_BIAS_ISA picks the instruction set.
+import { createRequire } from 'node:module';
+import { fromBfloat16, sizeOf } from '../cases.mjs';
+import { openInputs } from './inputs.mjs';
+import { serve } from './serve.mjs';
+
+const require = createRequire(import.meta.url);
+const { open } = require('../../dist/index.js');
+
+await serve(async ({ case: item, inputs, threads }) => {
+  const device = await open({ device: 'cpu', threads });
+  try {
+    const { given, bias } = await openInputs(inputs, item);
+    const { run, values, outputBytes } =
+      item.kind === 'attention' ? attention(device, item, given, bias) : dense(device, item, bias);
+    return { version: device.info.isa, run, values, outputBytes, release: () => device.close() };
+  } catch (error) {
+    device.close();
+    throw error;
+  }
+});
+
+async function timed(call) {
+  const start = performance.now();
+  await call();
+  return performance.now() - start;
+}
+
+function attention(device, { shape: [b, h, q, , d], precision }, { query, key, value }, bias) {
+  const out = device.tensor([b, h, q, d]);
+  const lse = device.tensor([b, h, q]);
+  out.data.fill(1); // mapped before the clock starts
+  lse.data.fill(1);
+  return {
+    run: () => timed(() => device.attention({ query, key, value, bias, precision, out, lse })),
+    values: () => out.data,
+    outputBytes: 0,
+  };
+}
+
+function dense(device, { shape, dtype, fresh }, bias) {
+  let out;
+  if (!fresh) {
+    out = device.tensor(shape, { dtype });
+    out.data.fill(1);
+  }
+  return {
+    async run() {
+      if (!fresh) return timed(() => device.bias({ shape, bias, dtype, out }));
+      out?.dispose();
+      return timed(async () => (out = await device.bias({ shape, bias, dtype })));
+    },
+    values: () => (dtype === 'bfloat16' ? fromBfloat16(out.data) : out.data),
+    outputBytes: fresh ? sizeOf(shape) * (dtype === 'bfloat16' ? 2 : 4) : 0,
+  };
+}

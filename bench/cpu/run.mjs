@@ -1,0 +1,86 @@
+// Starts the participants, runs the cases, and puts a record together.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { cpuCases } from './cases.mjs';
+import { judge } from './goals.mjs';
+import { makeWriter } from './inputs.mjs';
+import { machine, measuredIsas, peaks } from './machine.mjs';
+import { startParticipant } from './participant.mjs';
+import { runCase } from './rounds.mjs';
+
+const file = (path) => fileURLToPath(new URL(path, import.meta.url));
+
+/** Names of all cases. */
+export const caseNames = () => cpuCases().cases.map(({ name }) => name);
+
+function startAll(isas, python) {
+  const own = isas.map((isa) =>
+    startParticipant(isa, process.execPath, [file('own-worker.mjs')], { ATTENTION_BIAS_ISA: isa }),
+  );
+  const onnx = startParticipant('ONNX Runtime', process.execPath, [file('onnx-worker.mjs')]);
+  // Workers that have nothing to do sleep, and don't take a core from whose turn it is.
+  const torch =
+    python &&
+    startParticipant('PyTorch', python, [file('../peers/torch_cpu.py')], { OMP_WAIT_POLICY: 'PASSIVE' });
+  return { own, onnx, torch };
+}
+
+/** Who runs a case, in which way. */
+function entriesOf({ ways }, { own, onnx, torch }) {
+  const entries = own.map((participant) => ({ participant, way: 'own' }));
+  for (const way of ways) {
+    const participant = way === 'onnx' ? onnx : torch;
+    if (participant) entries.push({ participant, way });
+  }
+  return entries;
+}
+
+/** Other work on the machine only ever lowers a peak. */
+const higher = (a, b) =>
+  Object.fromEntries(
+    Object.entries(a).map(([isa, ofIsa]) => [
+      isa,
+      Object.fromEntries(Object.entries(ofIsa).map(([name, value]) => [name, Math.max(value, b[isa][name])])),
+    ]),
+  );
+
+/**
+ * The record of a run: { date, machine, threads, rounds, small, peaks, cases, figures, goals }. `names`: the cases, all where
+ * empty; `say`: gets a line on each case as it begins.
+ */
+export async function measure({ names = [], rounds, threads, python, small, say = () => {} }) {
+  const { cases, tensors } = cpuCases({ small });
+  const chosen = cases.filter(({ name }) => names.length === 0 || names.includes(name));
+  const isas = measuredIsas();
+  const record = {
+    date: new Date().toISOString().slice(0, 10),
+    machine: machine(),
+    threads,
+    rounds,
+    small,
+    peaks: peaks(threads, isas),
+    cases: chosen,
+    figures: [],
+  };
+  const write = makeWriter(chosen, tensors);
+  const folder = mkdtempSync(join(tmpdir(), 'attention-bias-bench-'));
+  const participants = startAll(isas, python);
+  try {
+    for (const item of chosen) {
+      say(item.name);
+      const inputs = join(folder, 'inputs.safetensors');
+      await write(item, inputs);
+      const entries = entriesOf(item, participants);
+      record.figures.push(...(await runCase(item, entries, { rounds, threads, folder, inputs })));
+    }
+  } finally {
+    const { own, onnx, torch } = participants;
+    await Promise.all([...own, onnx, torch].map((participant) => participant?.close()));
+    rmSync(folder, { recursive: true, force: true });
+  }
+  record.peaks = higher(record.peaks, peaks(threads, isas));
+  record.goals = small ? [] : judge(record);
+  return record;
+}
