@@ -105,11 +105,9 @@ await serve(async ({ case: item, inputs, threads }) => {
     const { data, shape } = given[name];
     feeds[name] = new ort.Tensor('float32', swapHeads(data, shape), shapes[name]);
   }
-  // No arena, so that the memory of a call is what the call needs.
   const session = await ort.InferenceSession.create(modelBytes(protobuf, h, shapes), {
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
-    enableCpuMemArena: false,
     extra: { session: { 'intra_op.allow_spinning': '0' } },
   });
   let out;

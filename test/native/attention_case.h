@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "core/operations.h"
+#include "core/reference.h"
 #include "random_program.h"
 
 namespace attention_bias::test {
@@ -98,6 +99,26 @@ void run_twice(Case& c, Run run) {
   }
   CHECK(std::memcmp(first[0].data(), c.out.data(), c.out.size() * 4) == 0);
   CHECK(std::memcmp(first[1].data(), c.lse.data(), c.lse.size() * 4) == 0);
+}
+
+// The error of a float64 evaluation whose query, key and value were rounded to a precision by `round`: what
+// no kernel of that precision can be expected to undercut where scores are large or outputs cancel out.
+template <class Round>
+double error_of_rounding(const Case& c, const std::vector<double>& out, Round round) {
+  AttentionProblem p = c.problem;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads;
+  std::vector<float> copies[3];
+  const auto round_all = [&](const HeadRows& tensor, int64_t count, std::vector<float>* copy) {
+    for (int64_t i = 0; i < count; ++i) copy->push_back(round(tensor.at(i)));
+    return HeadRows{copy->data(), DType::kFloat32};
+  };
+  p.query = round_all(p.query, rows * e.queries * p.head_dim, &copies[0]);
+  p.key = round_all(p.key, rows * e.keys * p.head_dim, &copies[1]);
+  p.value = round_all(p.value, rows * e.keys * p.value_dim, &copies[2]);
+  std::vector<double> low(out.size()), lse(c.lse.size());
+  reference_attention(p, low.data(), lse.data());
+  return error(std::vector<float>(low.begin(), low.end()), out, false);
 }
 
 // For a test to write to.

@@ -23,9 +23,17 @@ uint32_t seeds = 400;  // fewer with the argument `quick`, for emulated processo
 
 constexpr double kBf16Tolerance = 1e-2;
 
-void check_case(Case& c, double tolerance = 2e-6, double bf16_tolerance = kBf16Tolerance) {
+float to_bf16_and_back(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bf16_to_float(static_cast<uint16_t>(nearest_bf16(bits)));
+}
+
+void check_case(Case& c, double tolerance = 2e-6) {
   std::vector<double> out(c.out.size()), lse(c.lse.size());
   reference_attention(c.problem, out.data(), lse.data());
+  // Probabilities are rounded as well: where outputs are few and cancel out, 2.3 times as much was seen.
+  const double bf16_tolerance = std::fmax(kBf16Tolerance, 3 * error_of_rounding(c, out, to_bf16_and_back));
   const std::string name = context;
   for (const std::string& isa : cpu::supported_isas()) {
     for (int threads = 1; threads <= 3; ++threads) {
@@ -34,12 +42,13 @@ void check_case(Case& c, double tolerance = 2e-6, double bf16_tolerance = kBf16T
         context = name + ", " + isa + ", threads " + std::to_string(threads) + (bf16 ? ", bf16" : "");
         c.problem.precision = bf16 ? Precision::kBf16 : Precision::kF32;
         run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
-        const double allowed = bf16 ? bf16_tolerance : tolerance;
         double& greatest = bf16 ? greatest_bf16_error : greatest_error;
-        greatest = std::fmax(greatest, check_results(c, out, lse, allowed, allowed));
+        greatest = std::fmax(greatest, check_results(c, out, lse, bf16 ? bf16_tolerance : tolerance,
+                                                     bf16 ? kBf16Tolerance : tolerance));
       }
     }
   }
+  c.problem.precision = Precision::kF32;
   context = name;
 }
 
@@ -525,11 +534,12 @@ void listed() {
     context = "listed, seed " + std::to_string(seed + 3000);
     for (int64_t left = r.integer(1, 3); left > 0; --left) add_spatial_term(*c, r, r.uniform(-6, 6));
     // Rows of which nearly all weight is lost or won. Beyond about 100 float32 can't tell their scores apart.
-    if (r.chance(0.3)) add_spatial_term(*c, r, r.chance(0.5) ? 90 : -90);
+    const bool great = r.chance(0.3);
+    if (great) add_spatial_term(*c, r, r.chance(0.5) ? 90 : -90);
     check_lists(*c, static_cast<int32_t>(r.integer(1, 50)));
     const std::string kinds = add_random_terms(c->bias.get(), r.integer(0, 2), r, c->tensors);
     context += ", other kinds" + kinds;
-    check_case(*c, 1e-5);
+    check_case(*c, great ? 4e-6 : 2e-6);  // a score of 90 is rounded to 4e-6; shiftedWindow's are -100
     if (!many) continue;
     for (const std::string& isa : cpu::supported_isas()) {
       std::vector<float> first;

@@ -44,26 +44,6 @@ float rounded(float value, Precision precision) {
   return result;
 }
 
-// The error of a float64 evaluation whose query, key and value were rounded to the precision: what no kernel
-// of that precision can be expected to undercut where scores are large.
-double error_of_rounding(const Case& c, Precision precision, const std::vector<double>& out) {
-  if (precision == Precision::kF32) return 0;
-  AttentionProblem p = c.problem;
-  const Extent& e = p.extent;
-  const int64_t rows = e.batch * e.heads;
-  std::vector<float> copies[3];
-  const auto round = [&](const HeadRows& tensor, int64_t count, std::vector<float>* copy) {
-    for (int64_t i = 0; i < count; ++i) copy->push_back(rounded(tensor.at(i), precision));
-    return HeadRows{copy->data(), DType::kFloat32};
-  };
-  p.query = round(p.query, rows * e.queries * p.head_dim, &copies[0]);
-  p.key = round(p.key, rows * e.keys * p.head_dim, &copies[1]);
-  p.value = round(p.value, rows * e.keys * p.value_dim, &copies[2]);
-  std::vector<double> low(out.size()), lse(c.lse.size());
-  reference_attention(p, low.data(), lse.data());
-  return error(std::vector<float>(low.begin(), low.end()), out, false);
-}
-
 // How an attention is run, with a seed for the order of threads.
 using Attend = void (*)(const AttentionProblem& problem, int seed);
 
@@ -100,7 +80,8 @@ void check_case(Case& c, bool f32_only = false, Attend attend = by_backend) {
     run_twice(c, [&](int seed) { attend(c.problem, seed); });  // another order of threads
     double& most = gathered ? greatest_gathered : greatest[i];
     const double tolerance = kPrecisions[gathered ? 0 : i].tolerance;
-    const double low = gathered ? 0 : error_of_rounding(c, c.problem.precision, out);
+    const auto round = [&](float value) { return rounded(value, c.problem.precision); };
+    const double low = gathered || i == 0 ? 0 : error_of_rounding(c, out, round);
     most = std::fmax(most, check_results(c, out, lse, std::fmax(tolerance, 2 * low), tolerance));
   }
   context = name;
