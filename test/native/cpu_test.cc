@@ -39,6 +39,8 @@ void check_case(Case& c, double tolerance = 2e-6) {
     for (int threads = 1; threads <= 3; ++threads) {
       cpu::Backend backend(threads, isa);
       for (const bool bf16 : {false, true}) {
+        // Only the best may have a kernel of its own for it; elsewhere it is float32 once more.
+        if (bf16 && threads != 2 && isa != cpu::supported_isas().back()) continue;
         context = name + ", " + isa + ", threads " + std::to_string(threads) + (bf16 ? ", bf16" : "");
         c.problem.precision = bf16 ? Precision::kBf16 : Precision::kF32;
         run_twice(c, [&](int) { backend.attention(c.problem, nullptr); });
