@@ -30,5 +30,5 @@ if (spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status !== 0) {
     ...options,
   );
   run('cmake', '--build', folder, '--parallel', jobs);
-  run('ctest', '--test-dir', folder, '--output-on-failure', '--no-tests=error');
+  run('ctest', '--test-dir', folder, '--parallel', '2', '--output-on-failure', '--no-tests=error');
 }
