@@ -25,11 +25,10 @@
 //
 // An Arithmetic has
 //   kUnit          what scores, biases and bases are multiplied by: 1, or log2 e where its exp is 2^x
-//   block_floats   scratch for what a block of keys is converted to, and enter_block, which converts it
+//   kConverts      whether enter_block converts a block of keys, into block_floats of scratch
 //   pack           a block of queries for score_rows
-//   score_rows     scores of some keys from their start, as tile.h's; with kExp it also takes the
-//   exponentials
-//                  of the scores that it replaces, as exp_tile
+//   score_rows     scores of some keys from their start, as tile.h's; with kExp it also takes, as exp_tile,
+//                  the exponentials of the scores that it replaces
 //   exp_tile       w.scores to w.probabilities, and their sums
 //   kBeside        whether whole tiles' exponentials wait for the products of the next tile (score_rows with
 //                  kExp), to run beside them
@@ -290,6 +289,18 @@ AB_INLINE bool any_hidden(const float* row) {
 
 // ---- one block of queries over one block of keys ---------------------------------------------------------
 
+template <int NV>
+AB_INLINE void find_greatest(const Work& w, int count, Vec* greatest) {
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
+  for (int k = 0; k < count; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      greatest[v] = max_or_second(load(w.scores + k * kQueries + v * kLanes), greatest[v]);
+    }
+  }
+}
+
 // Adds additive local terms to the scores. They may lower them, so the greatest are found anew.
 template <int NV>
 __attribute__((noinline)) void patch_scores(const Work& w, uint64_t patches, const Tile& tile, float unit,
@@ -303,14 +314,7 @@ __attribute__((noinline)) void patch_scores(const Work& w, uint64_t patches, con
       }
     });
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
-  for (int32_t k = 0; k < tile.k1 - tile.k0; ++k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      greatest[v] = max_or_second(load(w.scores + k * kQueries + v * kLanes), greatest[v]);
-    }
-  }
+  find_greatest<NV>(w, tile.k1 - tile.k0, greatest);
 }
 
 // The listed elements of a tile.
@@ -328,7 +332,7 @@ AB_INLINE NearRun near_run(const Work& w, const Tile& tile) {
 // Adds listed elements to the scores. Where none is negative the greatest can only rise to what they touch;
 // too high a one would become a base under which the sums vanish, so otherwise they are found anew.
 template <int NV>
-AB_INLINE void add_listed(const Work& w, const NearRun& near, const Tile& tile, float unit, Vec* greatest) {
+AB_INLINE void add_listed(const Work& w, const NearRun& near, int count, float unit, Vec* greatest) {
   alignas(kVectorBytes) float most[NV * kLanes];
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) store(most + v * kLanes, greatest[v]);
@@ -343,7 +347,7 @@ AB_INLINE void add_listed(const Work& w, const NearRun& near, const Tile& tile, 
   }
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) greatest[v] = load(most + v * kLanes);
-  if (lowers) patch_scores<NV>(w, 0, tile, unit, greatest);
+  if (lowers) find_greatest<NV>(w, count, greatest);
 }
 
 // Probabilities of w.scores, less `subtract`, into the block's sums and outputs.
@@ -393,7 +397,7 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
                                                                      greatest);
   }
   if (patches != 0) patch_scores<NV>(w, patches, tile, Arithmetic::kUnit, greatest);
-  if (!kBias && near.begin != near.end) add_listed<NV>(w, near, tile, Arithmetic::kUnit, greatest);
+  if (!kBias && near.begin != near.end) add_listed<NV>(w, near, count, Arithmetic::kUnit, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     if (kBias) greatest[v] -= base[v];
@@ -667,7 +671,9 @@ bool attend_piece(const AttentionTask& t) {
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
       const Block block = block_at(q0);
-      prefetch_share(w, k1, min_i32(k1 + step, t.k1), (q0 - t.q0) / kQueries, query_blocks);
+      if (Arithmetic::kConverts) {
+        prefetch_share(w, k1, min_i32(k1 + step, t.k1), (q0 - t.q0) / kQueries, query_blocks);
+      }
       attend<Arithmetic, false>(w, block, q0, min_i32(q0 + kQueries, t.q1), k0, k1);
     }
   }

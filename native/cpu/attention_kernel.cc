@@ -14,6 +14,7 @@ namespace {
 struct Float32 {
   static constexpr bool kRedoesAsRows = false;
   static constexpr float kUnit = 1.0f;
+  static constexpr bool kConverts = false;
   static constexpr bool kBeside = false;
   static constexpr int32_t kFoldKeys = 4096;
 

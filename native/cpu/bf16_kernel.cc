@@ -6,11 +6,11 @@
 //                 values to rows of [value_dim] pairs of two keys' values. 64 KB at head dim 32, in L2; the
 //                 next block's are prefetched meanwhile.
 //   queries       are packed as [d / 2][query] pairs, with scale·log2 e folded in.
-//   softmax       2^x by a polynomial of degree 3 (1e-4, where bfloat16 keeps 2e-3); probabilities of two
-//   keys
-//                 become pairs by integer additions and a shift. Of its 14 instructions a vector only 3 want
-//                 a multiplier, so a tile's exponentials are taken between the products of the next tile:
-//                 4 keys × 3 vectors of accumulators there, for the registers that exponentials need.
+//   softmax       2^x by a polynomial of degree 3 (1e-4, where bfloat16 keeps 2e-3). Two keys'
+//                 probabilities become pairs by integer additions and a shift. Of its 14 instructions a
+//                 vector only 3 want a multiplier, so a tile's exponentials are taken between the products of
+//                 the next tile: 4 keys × 3 vectors of accumulators there, for the registers that
+//                 exponentials need.
 //   output        8 value dims × 3 vectors over pairs of keys, summed up in float32.
 //
 // lowRank terms are added in float32. A block of queries whose output shows a NaN is attended once more by
@@ -106,6 +106,7 @@ AB_INLINE void exp2_coarse(Vec* x, const ExpConstants& c, Step step) {
 
 struct Bfloat16 {
   static constexpr float kUnit = 1.44269504f;
+  static constexpr bool kConverts = true;
   static constexpr bool kBeside = true;
   static constexpr int32_t kFoldKeys = 1 << 30;  // what that loses is far below what bfloat16 does
   static constexpr bool kRedoesAsRows = true;

@@ -540,7 +540,7 @@ void listed() {
     check_lists(*c, static_cast<int32_t>(r.integer(1, 50)));
     const std::string kinds = add_random_terms(c->bias.get(), r.integer(0, 2), r, c->tensors);
     context += ", other kinds" + kinds;
-    check_case(*c, great ? 4e-6 : 2e-6);  // a score of 90 is rounded to 4e-6; shiftedWindow's are -100
+    check_case(*c, great ? 4e-6 : 2e-6);  // a score of 90 is itself rounded to 4e-6
     if (!many) continue;
     for (const std::string& isa : cpu::supported_isas()) {
       std::vector<float> first;
@@ -703,6 +703,29 @@ void shapes() {
   check_case(*c, 1e-6);
 }
 
+// That the kernel of bfloat16 is taken where there is one: elsewhere its precision is float32 once more.
+void bf16_is_taken() {
+  context = "bf16 is taken";
+  Random r(9);
+  auto c = make_case({1, 2, 100, 1000}, 32, 32, r);
+  for (const std::string& isa : cpu::supported_isas()) {
+    cpu::Backend backend(2, isa);
+    c->problem.precision = Precision::kF32;
+    backend.attention(c->problem, nullptr);
+    const std::vector<float> f32 = c->out;
+    c->problem.precision = Precision::kBf16;
+    backend.attention(c->problem, nullptr);
+    double difference = 0;
+    for (size_t i = 0; i < f32.size(); ++i) difference = std::fmax(difference, std::fabs(f32[i] - c->out[i]));
+#if defined(AB_ISAS_X86_64)
+    const bool has = isa == "x86-64-v4" && cpu::x86_64_v4::has_bf16();
+#else
+    const bool has = false;
+#endif
+    CHECK(has ? difference > 1e-5 : difference == 0);
+  }
+}
+
 // Biases that fit float32, but not after the change of units that the bfloat16 kernel makes.
 void great_biases() {
   Random r(5);
@@ -759,7 +782,7 @@ void refusals() {
 
 int main(int count, char** arguments) {
   using namespace attention_bias::test;
-  if (count > 1 && std::string(arguments[1]) == "quick") seeds = 20;
+  if (count > 1 && std::string(arguments[1]) == "quick") seeds = 30;
   random_stacks();
   rows();
   gathered();
@@ -771,6 +794,7 @@ int main(int count, char** arguments) {
   special_cases([](Case& c) { check_case(c); });
   shapes();
   great_biases();
+  bf16_is_taken();
   aborts();
   refusals();
   printf("greatest relative errors: f32 %.3g, bf16 %.3g\n", greatest_error, greatest_bf16_error);
