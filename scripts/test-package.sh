@@ -5,6 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+export CCACHE_BASEDIR=$work # where a compiler cache is set up (.ci/run), the same files here are the same to it
 
 cd "$root"
 tarball=$(npm pack --silent --pack-destination "$work" | tail -n 1)
