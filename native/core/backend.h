@@ -67,6 +67,8 @@ class Backend {
   // not, or of memory(). Throws ERR_ABORTED when the flag was seen set (outputs are then undefined),
   // ERR_MEMORY where memory can't be had, ERR_VALUE for a precision or dtype that the backend lacks.
   virtual void attention(const AttentionProblem& problem, AbortFlag abort) = 0;
+  // Where `out` and `lse` are null it attends first.
+  virtual void attention_backward(const BackwardProblem& problem, AbortFlag abort) = 0;
   virtual void bias(const BiasProblem& problem, AbortFlag abort) = 0;
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "core/program.h"
 #include "core/project.h"
@@ -45,6 +46,20 @@ struct AttentionProblem {
 // bias. `scale` NaN means 1/sqrt(D); infinite is refused.
 AttentionProblem attention_problem(const TensorView& query, const TensorView& key, const TensorView& value,
                                    double scale);
+
+// The gradients of Σ out·grad_out by query, key, value and the bias's learnable tensors.
+struct BackwardProblem {
+  AttentionProblem attention;       // out and lse are inputs here
+  const float* grad_out = nullptr;  // [B, H, Q, Dv]
+  float* grad_query = nullptr;      // [B, H, Q, D]
+  float* grad_key = nullptr;        // [B, H, K, D]
+  float* grad_value = nullptr;      // [B, H, K, Dv]
+  // As bias->learnables() and of their shapes; empty where nobody wants them.
+  std::vector<float*> grad_terms;
+};
+
+// Checks grad_out against the attention's shape.
+void require_grad_out(const TensorView& grad_out, const AttentionProblem& attention);
 
 struct BiasProblem {
   const Program* bias = nullptr;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace attention_bias {
@@ -72,6 +73,66 @@ void reference_attention(const AttentionProblem& p, double* out, double* lse) {
       }
     }
   }
+}
+
+ReferenceGradients reference_backward(const BackwardProblem& problem) {
+  const AttentionProblem& p = problem.attention;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads * e.queries;
+  const int64_t key_rows = e.batch * e.heads * e.keys;
+  std::vector<double> out(static_cast<size_t>(rows * p.value_dim)), lse(static_cast<size_t>(rows));
+  reference_attention(p, out.data(), lse.data());
+  ReferenceGradients g;
+  g.query.resize(static_cast<size_t>(rows * p.head_dim));
+  g.key.resize(static_cast<size_t>(key_rows * p.head_dim));
+  g.value.resize(static_cast<size_t>(key_rows * p.value_dim));
+  if (p.bias) {
+    for (const Learnable& learnable : p.bias->learnables()) {
+      g.terms.emplace_back(static_cast<size_t>(element_count(learnable.tensor.shape, "")));
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t b = row / (e.heads * e.queries), h = row / e.queries % e.heads, q = row % e.queries;
+    const float* grad_out = problem.grad_out + row * p.value_dim;
+    double mean = 0;  // Σ_k p·dp
+    for (int64_t d = 0; d < p.value_dim; ++d) {
+      mean += static_cast<double>(grad_out[d]) * out[row * p.value_dim + d];
+    }
+    for (int64_t k = 0; k < e.keys; ++k) {
+      const double bias = p.bias ? bias_at(*p.bias, b, h, q, k) : 0;
+      if (bias == -std::numeric_limits<double>::infinity()) continue;
+      const int64_t key_row = (b * e.heads + h) * e.keys + k;
+      double dot = 0, grad = 0;
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        dot += static_cast<double>(p.query.at(row * p.head_dim + d)) * p.key.at(key_row * p.head_dim + d);
+      }
+      for (int64_t d = 0; d < p.value_dim; ++d) {
+        grad += static_cast<double>(grad_out[d]) * p.value.at(key_row * p.value_dim + d);
+      }
+      const double weight = std::exp(p.scale * dot + bias - lse[row]);
+      const double of_score = weight * (grad - mean);
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        g.query[row * p.head_dim + d] += p.scale * of_score * p.key.at(key_row * p.head_dim + d);
+        g.key[key_row * p.head_dim + d] += p.scale * of_score * p.query.at(row * p.head_dim + d);
+      }
+      for (int64_t d = 0; d < p.value_dim; ++d) {
+        g.value[key_row * p.value_dim + d] += weight * grad_out[d];
+      }
+      for (size_t i = 0; i < g.terms.size(); ++i) {
+        const Learnable& learnable = p.bias->learnables()[i];
+        visit(p.bias->terms()[static_cast<size_t>(learnable.term)], [&](const auto& term) {
+          if constexpr (std::decay_t<decltype(term)>::kLearns) {
+            term.template derivatives<double>(b, h, static_cast<int32_t>(k), static_cast<int32_t>(q),
+                                              [&](int32_t slot, int64_t at, double derivative) {
+                                                if (slot == learnable.slot)
+                                                  g.terms[i][at] += of_score * derivative;
+                                              });
+          }
+        });
+      }
+    }
+  }
+  return g;
 }
 
 }  // namespace attention_bias

@@ -2,12 +2,21 @@
 // nothing clever.
 #pragma once
 
+#include <vector>
+
 #include "core/operations.h"
 
 namespace attention_bias {
 
 // out [B, H, Q, Dv] and lse [B, H, Q] in float64.
 void reference_attention(const AttentionProblem& problem, double* out, double* lse);
+
+// The gradients in float64; terms as bias->learnables(). Of the problem's outputs nothing is read or written.
+struct ReferenceGradients {
+  std::vector<double> query, key, value;
+  std::vector<std::vector<double>> terms;
+};
+ReferenceGradients reference_backward(const BackwardProblem& problem);
 
 // bias_shape(bias) in float64.
 void reference_bias(const Program& bias, double* out);

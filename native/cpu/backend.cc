@@ -14,6 +14,7 @@
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
 #include "cpu/scratch.h"
+#include "cpu/term_gradients.h"
 #include "cpu/thread_pool.h"
 
 namespace attention_bias::cpu {
@@ -26,13 +27,14 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                      \
-  Kernels {                                                                                                  \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                          \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,         \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,               \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::bias_rows, isa::bias_copies, \
-        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read                                        \
+#define AB_KERNELS(isa)                                                                                  \
+  Kernels {                                                                                              \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                      \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
+        isa::backward, isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill,  \
+        isa::peak_read                                                                                   \
   }
 
 // Best last.
@@ -104,6 +106,30 @@ Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
   // Runs of keys end at multiples of a tile.
   const int64_t key_run = ceil_div(ceil_div(e.keys, key_runs), kTileKeys) * kTileKeys;
   return {query_run, ceil_div(e.queries, query_run), key_run, ceil_div(e.keys, key_run)};
+}
+
+// The same for gradients: a group is a run of batch rows and heads over a run of keys, and goes over its
+// queries in runs. Groups share no key's gradient; what keys come to for a query is summed up after.
+struct BackwardPieces {
+  int64_t row_run, row_runs, query_run, key_run, key_runs;
+};
+
+BackwardPieces cut_backward(const BackwardProblem& problem, int64_t query_block, int threads) {
+  const AttentionProblem& p = problem.attention;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads;
+  const int64_t wanted = threads == 1 ? 1 : threads * kPiecesPerThread;
+  BackwardPieces c = {};
+  c.row_run = TermGradients::shares_pairs(problem) ? rows : ceil_div(rows, std::min(rows, wanted));
+  c.row_runs = ceil_div(rows, c.row_run);
+  const int64_t partial = rows * e.queries * packed_dims(p);
+  int64_t key_runs = std::min(ceil_div(wanted, c.row_runs), e.keys / kLeastKeyRun);
+  key_runs = std::max<int64_t>(1, std::min(key_runs, kPartialFloats / partial));
+  c.key_run = ceil_div(ceil_div(e.keys, key_runs), kTileKeys) * kTileKeys;
+  c.key_runs = ceil_div(e.keys, c.key_run);
+  const int64_t fit = kStateFloats / (2 * packed_dims(p) + p.value_dim) / query_block * query_block;
+  c.query_run = std::min(e.queries, std::max(query_block, fit));
+  return c;
 }
 
 // What a visited key costs beside one of a tile, at head dim 32 on x86-64-v2 and v4; both grow alike with it.
@@ -329,11 +355,26 @@ struct Backend::State {
     return true;
   }
 
+  // Whether all are finite.
+  bool all_finite(const float* values, int64_t count, AbortFlag abort) {
+    constexpr int64_t kRun = 64 * 1024;
+    std::atomic<bool> finite{true};
+    run(ceil_div(count, kRun), abort, [&](int64_t item, int) {
+      const int64_t end = std::min(count, (item + 1) * kRun);
+      float zero = 0;  // NaN once a value is not finite
+      for (int64_t i = item * kRun; i < end; ++i) zero += values[i] * 0.0f;
+      if (zero != 0.0f) finite = false;
+    });
+    return finite;
+  }
+
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
   Scratch biases;                // expand_bias's
   NearLists near;
+  NearGradients near_gradients;
+  Scratch forward;  // out and lse, for gradients
   Scratch partial;
   Scratch widened[3];  // query, key and value
 };
@@ -491,6 +532,142 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
             p.value_dim, p.out + row * p.value_dim, p.lse + row);
     }
   });
+}
+
+void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) {
+  State& s = *state_;
+  BackwardProblem problem = given;
+  AttentionProblem& p = problem.attention;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads;
+  if (!p.out) {
+    p.out = s.forward.floats(rows * e.queries * (p.value_dim + 1));
+    p.lse = p.out + rows * e.queries * p.value_dim;
+    attention(p, abort);
+  }
+  p = s.in_f32(p, abort);
+  const Kernels& kernels = s.isa.kernels;
+  const auto run = [&](int64_t count, const auto& body) { s.run(count, abort, body); };
+
+  const BackwardPieces c = cut_backward(problem, kernels.query_block(), s.pool.size());
+  const auto hides = [](const Term& term) {
+    return visit(term, [](const auto& t) { return std::decay_t<decltype(t)>::kHides; });
+  };
+  const bool careful = p.bias && std::any_of(p.bias->terms().begin(), p.bias->terms().end(), hides) &&
+                       !(s.all_finite(p.query.f32(), rows * e.queries * p.head_dim, abort) &&
+                         s.all_finite(p.key.f32(), rows * e.keys * p.head_dim, abort) &&
+                         s.all_finite(p.value.f32(), rows * e.keys * p.value_dim, abort) &&
+                         s.all_finite(problem.grad_out, rows * e.queries * p.value_dim, abort));
+  const bool listed = s.near_gradients.build(p, kernels.query_block(), run);
+
+  // A panel is the head's own dims, or a lowRank term's. What comes out of it by run of keys, or by batch row
+  // and head though its tensor has these in common, is summed up at the end.
+  struct Panel {
+    int64_t dims;
+    float *query, *key;  // the gradients of all batch rows and heads; null: unwanted
+    float *query_out, *key_out;
+    Shape query_shape, key_shape;
+  };
+  std::vector<Panel> panels;
+  const auto shape_of = [&](int64_t tokens, int64_t dims) { return Shape{e.batch, e.heads, tokens, dims}; };
+  panels.push_back({p.head_dim, nullptr, nullptr, problem.grad_query, problem.grad_key,
+                    shape_of(e.queries, p.head_dim), shape_of(e.keys, p.head_dim)});
+  if (p.bias) {
+    for (size_t i = 0; i < p.bias->learnables().size(); ++i) {
+      const Learnable& learnable = p.bias->learnables()[i];
+      const Term& term = p.bias->terms()[static_cast<size_t>(learnable.term)];
+      if (term.type != TermType::kLowRank || learnable.slot != 0) continue;
+      const bool wanted = !problem.grad_terms.empty();
+      panels.push_back({term.low_rank.rank, nullptr, nullptr, wanted ? problem.grad_terms[i] : nullptr,
+                        wanted ? problem.grad_terms[i + 1] : nullptr, learnable.tensor.shape,
+                        p.bias->learnables()[i + 1].tensor.shape});
+    }
+  }
+  int64_t partial_floats = 0;
+  for (const int pass : {0, 1}) {
+    float* next = pass == 0 ? nullptr : s.partial.floats(std::max<int64_t>(partial_floats, 1));
+    for (Panel& panel : panels) {
+      const auto place = [&](float** to, float* out, const Shape& shape, int64_t tokens, int64_t copies) {
+        if (!out) return;
+        if (copies == 1 && shape == shape_of(tokens, panel.dims)) {
+          *to = out;
+          return;
+        }
+        const int64_t floats = copies * rows * tokens * panel.dims;
+        if (pass == 0) partial_floats += floats;
+        if (pass == 1) *to = next, next += floats;
+      };
+      place(&panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
+      place(&panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+    }
+  }
+
+  const int64_t groups = c.row_runs * c.key_runs;
+  TermGradients terms(problem, groups);
+  const int64_t scratch_floats = kernels.backward_scratch_floats(p, static_cast<int32_t>(c.query_run));
+  s.run(groups, abort, [&](int64_t group, int worker) {
+    const int64_t key_index = group % c.key_runs, row0 = group / c.key_runs * c.row_run;
+    const int64_t row1 = std::min(rows, row0 + c.row_run), k0 = key_index * c.key_run;
+    BackwardTask task = {};
+    task.problem = &problem;
+    task.k0 = static_cast<int32_t>(k0);
+    task.k1 = static_cast<int32_t>(std::min(e.keys, k0 + c.key_run));
+    task.careful = careful;
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+    task.abort = abort;
+    if (!problem.grad_terms.empty()) {
+      task.sinks = terms.enter(group, row0 / e.heads, (row1 - 1) / e.heads + 1);
+    }
+    std::vector<float*> grad_query(panels.size()), grad_key(panels.size());
+    task.grad_query = grad_query.data();
+    task.grad_key = grad_key.data();
+    for (int64_t row = row0; row < row1; ++row) {
+      task.b = row / e.heads;
+      task.h = row % e.heads;
+      task.near = listed ? s.near_gradients.of_batch(task.b) : nullptr;
+      task.grad_value = problem.grad_value + row * e.keys * p.value_dim;
+      for (int64_t q0 = 0; q0 < e.queries; q0 += c.query_run) {
+        task.q0 = static_cast<int32_t>(q0);
+        task.q1 = static_cast<int32_t>(std::min(e.queries, q0 + c.query_run));
+        task.adds = q0 != 0;
+        for (size_t i = 0; i < panels.size(); ++i) {
+          const Panel& panel = panels[i];
+          const int64_t first = (key_index * rows + row) * e.queries + q0;
+          grad_query[i] = panel.query ? panel.query + first * panel.dims : nullptr;
+          grad_key[i] = panel.key ? panel.key + row * e.keys * panel.dims : nullptr;
+        }
+        if (!kernels.backward(task)) throw_aborted();
+      }
+    }
+  });
+  for (const Panel& panel : panels) {
+    const auto sum_up = [&](const float* from, float* out, const Shape& shape, int64_t tokens,
+                            int64_t copies) {
+      if (from == out) return;
+      const int64_t floats = tokens * panel.dims, heads = shape[1], all = rows * floats;
+      // Of batch row and head i of the tensor; those that it has in common lie apart by these.
+      const int64_t batch_count = shape[0] > 1 ? 1 : e.batch, head_count = heads > 1 ? 1 : e.heads;
+      constexpr int64_t kRun = 4096;
+      const int64_t runs = ceil_div(floats, kRun);
+      run(shape[0] * heads * runs, [&](int64_t item, int) {
+        const int64_t i = item / runs, begin = item % runs * kRun, end = std::min(floats, begin + kRun);
+        const float* first = from + (i / heads * e.heads + i % heads) * floats;
+        for (int64_t at = begin; at < end; ++at) {
+          double sum = 0;
+          for (int64_t b = 0; b < batch_count; ++b) {
+            for (int64_t h = 0; h < head_count; ++h) {
+              const float* copy = first + (b * e.heads + h) * floats + at;
+              for (int64_t n = 0; n < copies; ++n) sum += static_cast<double>(copy[n * all]);
+            }
+          }
+          out[i * floats + at] = static_cast<float>(sum);
+        }
+      });
+    };
+    sum_up(panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
+    sum_up(panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+  }
+  terms.join(run);
 }
 
 void Backend::bias(const BiasProblem& p, AbortFlag abort) {

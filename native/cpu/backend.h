@@ -39,6 +39,7 @@ class Backend : public attention_bias::Backend {
 
   // The calling thread is among the workers.
   void attention(const AttentionProblem& problem, AbortFlag abort) override;
+  void attention_backward(const BackwardProblem& problem, AbortFlag abort) override;
   void bias(const BiasProblem& problem, AbortFlag abort) override;
   void router(const RouterProblem& problem, AbortFlag abort) override;
   void project(const ProjectProblem& problem, AbortFlag abort) override;

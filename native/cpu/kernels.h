@@ -19,9 +19,19 @@ struct NearElement {
   int32_t at;  // key of the tile · query_block() + query of the block
   float bias;  // not 0; an element may be listed once a term
 };
-struct NearBlock {
-  const NearElement* elements;
+template <class Element>
+struct NearBlockOf {
+  const Element* elements;
   const uint32_t *begins, *ends;  // of each tile, from key 0
+};
+using NearBlock = NearBlockOf<NearElement>;
+
+// The same for gradients.
+struct NearGradient {
+  int32_t at;
+  int32_t learnable;   // of Program::learnables(), whose element is that of batch row and query
+  float derivative;    // of the bias by it; not 0
+  float bias, factor;  // e^bias
 };
 
 // One piece of an attention: some queries of one batch row and head, over some of the keys.
@@ -66,6 +76,32 @@ struct ShortTask {
   AbortFlag abort;
 };
 
+// Where the gradient of one of Program::learnables() is summed up.
+struct GradientSink {
+  double* sums;  // the elements from `first` on; null where `floats` is in use
+  int64_t first;
+  float* floats;  // all of them: a tensor of single pairs, to whose elements few are added
+};
+
+// The gradients by some queries and keys of one batch row and head.
+struct BackwardTask {
+  const BackwardProblem* problem;
+  int64_t b, h;
+  int32_t q0, q1, k0, k1;
+  bool
+      adds;  // to the gradients by keys and values, for which earlier tasks wrote; otherwise they are written
+  bool careful;                           // whether inputs may hold NaN or infinities that masks hide
+  const NearBlockOf<NearGradient>* near;  // as AttentionTask::near
+  const GradientSink* sinks;              // of learnables(); null where nobody wants those gradients
+  // By panel, which are the head's own dims and each lowRank term's: rows [q1 − q0] to write, and rows of all
+  // keys of this batch row and head. The pointers of a panel that nobody wants are null.
+  float* const* grad_query;
+  float* const* grad_key;
+  float* grad_value;  // rows of all keys
+  float* scratch;     // 64-byte aligned, backward_scratch_floats() long
+  AbortFlag abort;
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -99,6 +135,10 @@ struct Kernels {
   void (*expand_bias)(const Program& bias, int64_t b, int64_t h, float* to);
   int64_t (*short_scratch_floats)(const AttentionProblem& problem);
   bool (*attention_short)(const ShortTask& task);
+
+  int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
+  // False when it saw the abort flag set.
+  bool (*backward)(const BackwardTask& task);
 
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
@@ -142,6 +182,8 @@ struct Kernels {
   void expand_bias(const Program& bias, int64_t b, int64_t h, float* to);             \
   int64_t short_scratch_floats(const AttentionProblem& problem);                      \
   bool attention_short(const ShortTask& task);                                        \
+  int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
+  bool backward(const BackwardTask& task);                                            \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   int64_t peak_fma(int64_t rounds, float* sink);                                      \

@@ -62,6 +62,10 @@ class CudaBackend : public Backend {
     return runtime_;
   }
 
+  void attention_backward(const BackwardProblem&, AbortFlag) override {
+    throw Error(ErrorCode::kDevice, "attentionBackward has no CUDA kernels yet: open({ device: 'cpu' })");
+  }
+
   void attention(const AttentionProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
     const Extent& e = p.extent;
