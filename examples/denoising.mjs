@@ -22,7 +22,8 @@ const { out } = await device.attention({ query: split, key: split, value: split,
 console.log(JSON.stringify({ groups: plan.groups, groupSize: plan.groupSize, out: out.shape }));
 
 const mask = await device.bias({ shape: [1, heads, plan.length, plan.length], bias: plan.terms });
-const show = (q) => Array.from(mask.data.subarray(q * plan.length, (q + 1) * plan.length), (x) => (x ? '.' : 'x')).join('');
+const show = (q) =>
+  Array.from(mask.data.subarray(q * plan.length, (q + 1) * plan.length), (x) => (x ? '.' : 'x')).join('');
 console.log(`a query of group 1 sees ${show(plan.groupSize)}`);
 console.log(`a matching query sees   ${show(plan.length - 1)}`);
 device.close();

@@ -37,5 +37,7 @@ const among = await device.attention({ query, key: query, value: query, bias: se
 const { out } = await device.attention({ query: among.out, key, value, bias: crossAttention });
 
 const counts = momeExperts.map((_, id) => experts.data.filter((expert) => expert === id).length);
-console.log(JSON.stringify({ local: local.out.shape, out: out.shape, queries: counts.reduce((a, b) => a + b) }));
+console.log(
+  JSON.stringify({ local: local.out.shape, out: out.shape, queries: counts.reduce((a, b) => a + b) }),
+);
 device.close();

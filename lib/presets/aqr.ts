@@ -59,7 +59,12 @@ export function aqrTerms(args: AqrArgs): DecoderTerms {
   requireShape(camera, [batch, queries], 'camera');
   if (denoising && (denoising.batch !== batch || denoising.length !== queries)) {
     const received = `[${batch}, ${queries}]`;
-    throw expected('ERR_SHAPE', `[${denoising.batch}, ${denoising.length}], as denoising has it,`, 'lidar', received);
+    throw expected(
+      'ERR_SHAPE',
+      `[${denoising.batch}, ${denoising.length}], as denoising has it,`,
+      'lidar',
+      received,
+    );
   }
 
   const crossAttention: BiasTerm[] = [];

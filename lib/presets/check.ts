@@ -28,7 +28,8 @@ const show = (value: unknown): string => {
 export function requireInteger(value: unknown, least: number, name: string, most = 2 ** 31 - 1): number {
   if (Number.isInteger(value) && (value as number) >= least && (value as number) <= most)
     return value as number;
-  const what = most === 2 ** 31 - 1 ? `an integer of at least ${least}` : `an integer from ${least} to ${most}`;
+  const what =
+    most === 2 ** 31 - 1 ? `an integer of at least ${least}` : `an integer from ${least} to ${most}`;
   throw expected('ERR_VALUE', what, name, show(value));
 }
 
@@ -63,7 +64,8 @@ export function requireShape(
   name: string,
 ): readonly number[] {
   const shape = isObject(tensor) ? tensor.shape : undefined;
-  if (!Array.isArray(shape)) throw expected('ERR_VALUE', 'a tensor, or data with its shape', name, show(tensor));
+  if (!Array.isArray(shape))
+    throw expected('ERR_VALUE', 'a tensor, or data with its shape', name, show(tensor));
   const sizes = shape as readonly unknown[];
   const fits =
     sizes.length === pattern.length &&

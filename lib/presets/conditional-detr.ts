@@ -24,7 +24,11 @@ export interface SineEmbeddingArgs {
  *
  * @throws AttentionBiasError ERR_VALUE, ERR_SHAPE, ERR_DTYPE
  */
-export function sineEmbedding({ points, channels = 256, temperature = 10_000 }: SineEmbeddingArgs): FloatTensor {
+export function sineEmbedding({
+  points,
+  channels = 256,
+  temperature = 10_000,
+}: SineEmbeddingArgs): FloatTensor {
   const { data, shape } = requireFloats(points, ['B', 'Q', 2], 'points');
   requireInteger(channels, 4, 'channels');
   if (channels % 4 !== 0) throw expected('ERR_VALUE', 'a multiple of 4', 'channels', String(channels));

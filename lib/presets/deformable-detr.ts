@@ -86,7 +86,8 @@ export async function deformableAttention(
   const heads = requireInteger(args.heads, 1, 'heads');
   const points = requireInteger(args.points ?? 4, 1, 'points');
   const [batch, queries, embed] = requireShape(query, ['B', 'Q', 'E'], 'query') as [number, number, number];
-  if (embed % heads !== 0) throw expected('ERR_SHAPE', `a multiple of ${heads} channels`, 'query', String(embed));
+  if (embed % heads !== 0)
+    throw expected('ERR_SHAPE', `a multiple of ${heads} channels`, 'query', String(embed));
   const spatialShapes = requireArray(args.spatialShapes, 'spatialShapes').map(
     (shape, i) => requireIntegers(shape, 2, 1, `spatialShapes[${i}]`) as [number, number],
   );
@@ -168,7 +169,12 @@ export function deformableLocations(args: DeformableLocationsArgs): FloatTensor 
   const reference = requireFloats(args.referencePoints, [batch, queries, levels, '2|4'], 'referencePoints');
   const size = reference.shape[3]!;
   if (size !== 2 && size !== 4)
-    throw expected('ERR_SHAPE', `[${batch}, ${queries}, ${levels}, 2|4]`, 'referencePoints', `[${reference.shape.join(', ')}]`);
+    throw expected(
+      'ERR_SHAPE',
+      `[${batch}, ${queries}, ${levels}, 2|4]`,
+      'referencePoints',
+      `[${reference.shape.join(', ')}]`,
+    );
   const out = floatTensor(offsets.shape);
   let i = 0;
   for (let row = 0; row < batch * queries; ++row) {
@@ -207,10 +213,9 @@ export interface FreshDeformableArgs {
  *
  * @throws AttentionBiasError ERR_VALUE
  */
-export function freshDeformable(args: FreshDeformableArgs = {}): Record<
-  keyof DeformableWeights,
-  { weight: FloatTensor; bias: FloatTensor }
-> {
+export function freshDeformable(
+  args: FreshDeformableArgs = {},
+): Record<keyof DeformableWeights, { weight: FloatTensor; bias: FloatTensor }> {
   const embed = requireInteger(args.embed ?? 256, 1, 'embed');
   const heads = requireInteger(args.heads ?? 8, 1, 'heads');
   const levels = requireInteger(args.levels ?? 4, 1, 'levels');

@@ -7,7 +7,14 @@ import { WINDOW } from '../frame/geometry.js';
 import { expected } from '../errors.js';
 import type { TensorLike } from '../tensor.js';
 import type { BiasTerm, WindowTerm } from '../terms.js';
-import { floatTensor, requireData, requireFloats, requireInteger, requireShape, type HostArray } from './check.js';
+import {
+  floatTensor,
+  requireData,
+  requireFloats,
+  requireInteger,
+  requireShape,
+  type HostArray,
+} from './check.js';
 import { sensorKeys, type BySensor, type SensorGrids } from './sensors.js';
 
 export interface LocalMaskArgs {
@@ -36,7 +43,8 @@ export function momeLocalMask(args: LocalMaskArgs): WindowTerm {
   const size = args.windows ?? WINDOW;
   for (const sensor of ['bev', 'camera'] as const) {
     requireInteger(size[sensor], 1, `windows.${sensor}`);
-    if (size[sensor] % 2 === 0) throw expected('ERR_VALUE', 'an odd integer', `windows.${sensor}`, String(size[sensor]));
+    if (size[sensor] % 2 === 0)
+      throw expected('ERR_VALUE', 'an odd integer', `windows.${sensor}`, String(size[sensor]));
   }
   const [batch, queries] = requireShape(args.bevCenters, ['B', 'Q', 2], 'bevCenters') as [number, number];
   requireShape(args.cameraCenters, [batch, queries, 3], 'cameraCenters');

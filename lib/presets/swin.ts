@@ -6,7 +6,7 @@
  */
 import { expected } from '../errors.js';
 import type { TensorLike, TypedArray } from '../tensor.js';
-import type { BiasTerm } from '../terms.js';
+import type { BiasTerm, ShiftedWindowTerm } from '../terms.js';
 import { requireData, requireIntegers, requireShape, type HostArray, type Size } from './check.js';
 import { relativePositionRows } from './relative-position.js';
 
@@ -129,6 +129,8 @@ export interface SwinArgs extends WindowLayout {
    * default: no relative position bias
    */
   table?: TensorLike | undefined;
+  /** between tokens that are no neighbours in the image; default −100 */
+  value?: number | undefined;
 }
 
 /**
@@ -137,13 +139,17 @@ export interface SwinArgs extends WindowLayout {
  *
  * @throws AttentionBiasError ERR_VALUE, ERR_SHAPE
  */
-export function swinTerms({ table, ...args }: SwinArgs): BiasTerm[] {
+export function swinTerms({ table, value, ...args }: SwinArgs): BiasTerm[] {
   const { resolution, window, shift } = checked(args);
   const terms: BiasTerm[] = [];
   if (table !== undefined) {
     requireShape(table, [relativePositionRows(window, false), 'heads'], 'table');
     terms.push({ type: 'relativePosition', window, table });
   }
-  if (shift[0] > 0 || shift[1] > 0) terms.push({ type: 'shiftedWindow', resolution, window, shift });
+  if (shift[0] > 0 || shift[1] > 0) {
+    const mask: ShiftedWindowTerm = { type: 'shiftedWindow', resolution, window, shift };
+    if (value !== undefined) mask.value = value;
+    terms.push(mask);
+  }
   return terms;
 }

@@ -49,7 +49,8 @@ describe('ALiBi', () => {
   });
 
   test('both directions', async () => {
-    const want = (_: number, h: number, q: number, k: number): number => -(2 ** -(4 * (h + 1))) * Math.abs(q - k);
+    const want = (_: number, h: number, q: number, k: number): number =>
+      -(2 ** -(4 * (h + 1))) * Math.abs(q - k);
     const terms = alibiTerms({ heads: 2, causal: false });
     expect(await biasProblems(device(), [1, 2, 7, 7], terms, want)).toEqual([]);
   });

@@ -127,7 +127,12 @@ describe('AQR', () => {
   test('is refused', async () => {
     const args = randomArgs(1);
     await expectError(() => aqrTerms({ ...args, mode: 'none' as 'both' }), 'ERR_VALUE', 'mode', '"none"');
-    await expectError(() => aqrTerms({ ...args, bevCenters: undefined }), 'ERR_VALUE', 'bevCenters', 'undefined');
+    await expectError(
+      () => aqrTerms({ ...args, bevCenters: undefined }),
+      'ERR_VALUE',
+      'bevCenters',
+      'undefined',
+    );
     await expectError(() => aqrTerms({ ...args, camera: uniform(random(1), [2, 6]) }), 'ERR_SHAPE', 'camera');
     await expectError(
       () => aqrTerms({ ...args, ignore: bits(random(1), [2, 5], 0) }),

@@ -40,21 +40,24 @@ describe('BEiT', () => {
     expect([...data]).toEqual(publishedIndex([height, width]).flat());
   });
 
-  test.each(windows)('the bias over %i × %i patches, with and without a class token', async (height, width) => {
-    const rows = (2 * height - 1) * (2 * width - 1);
-    const table = uniform(random(1), [rows + 3, 2]);
-    const index = publishedIndex([height, width]);
-    const tokens = height * width;
-    const entry = (h: number, q: number, k: number): number => table.data[index[q]![k]! * 2 + h]!;
-    const withToken = beitTerms({ window: [height, width], table });
-    const want = (_: number, h: number, q: number, k: number): number => entry(h, q, k);
-    expect(await biasProblems(device(), [1, 2, tokens + 1, tokens + 1], withToken, want)).toEqual([]);
+  test.each(windows)(
+    'the bias over %i × %i patches, with and without a class token',
+    async (height, width) => {
+      const rows = (2 * height - 1) * (2 * width - 1);
+      const table = uniform(random(1), [rows + 3, 2]);
+      const index = publishedIndex([height, width]);
+      const tokens = height * width;
+      const entry = (h: number, q: number, k: number): number => table.data[index[q]![k]! * 2 + h]!;
+      const withToken = beitTerms({ window: [height, width], table });
+      const want = (_: number, h: number, q: number, k: number): number => entry(h, q, k);
+      expect(await biasProblems(device(), [1, 2, tokens + 1, tokens + 1], withToken, want)).toEqual([]);
 
-    const patches = { data: table.data.subarray(0, rows * 2), shape: [rows, 2] };
-    const without = beitTerms({ window: [height, width], table: patches, clsToken: false });
-    const wantPatches = (_: number, h: number, q: number, k: number): number => entry(h, q + 1, k + 1);
-    expect(await biasProblems(device(), [1, 2, tokens, tokens], without, wantPatches)).toEqual([]);
-  });
+      const patches = { data: table.data.subarray(0, rows * 2), shape: [rows, 2] };
+      const without = beitTerms({ window: [height, width], table: patches, clsToken: false });
+      const wantPatches = (_: number, h: number, q: number, k: number): number => entry(h, q + 1, k + 1);
+      expect(await biasProblems(device(), [1, 2, tokens, tokens], without, wantPatches)).toEqual([]);
+    },
+  );
 
   test.each(['relative-3x3-cls', 'relative-4x6-cls', 'relative-3x5', 'relative-7x7'])(
     'the conformance vector %s',
@@ -70,7 +73,13 @@ describe('BEiT', () => {
 
   test('is refused', async () => {
     const table = uniform(random(1), [9, 2]);
-    await expectError(() => beitTerms({ window: [2, 2], table }), 'ERR_SHAPE', '[12, heads]', 'table', '[9, 2]');
+    await expectError(
+      () => beitTerms({ window: [2, 2], table }),
+      'ERR_SHAPE',
+      '[12, heads]',
+      'table',
+      '[9, 2]',
+    );
     await expectError(() => beitTerms({ window: [2, 0], table }), 'ERR_VALUE', 'window', '[2, 0]');
   });
 });

@@ -44,14 +44,23 @@ describe('Conditional DETR', () => {
 
   test.each(seeds)('heads split and merge, seed %i', (seed) => {
     const next = random(seed);
-    const [batch, tokens, heads, size] = [1, 2, 3, 4].map(() => between(next, 1, 4)) as [number, number, number, number];
+    const [batch, tokens, heads, size] = [1, 2, 3, 4].map(() => between(next, 1, 4)) as [
+      number,
+      number,
+      number,
+      number,
+    ];
     const tensor = uniform(next, [batch, tokens, heads * size]);
     const split = splitHeads(tensor, heads);
     expect({ seed, shape: split.shape }).toEqual({ seed, shape: [batch, heads, tokens, size] });
     const at = (b: number, h: number, n: number, d: number): number =>
       split.data[((b * heads + h) * tokens + n) * size + d]!;
     tensor.data.forEach((value, i) => {
-      const [b, n, e] = [Math.floor(i / (tokens * heads * size)), Math.floor(i / (heads * size)) % tokens, i % (heads * size)];
+      const [b, n, e] = [
+        Math.floor(i / (tokens * heads * size)),
+        Math.floor(i / (heads * size)) % tokens,
+        i % (heads * size),
+      ];
       expect(at(b, Math.floor(e / size), n, e % size)).toBe(value);
     });
     expect(mergeHeads(split)).toEqual(tensor);
@@ -59,7 +68,13 @@ describe('Conditional DETR', () => {
 
   test.each(seeds)('equals attention over concatenated heads, seed %i', async (seed) => {
     const next = random(seed);
-    const [batch, queries, keys, heads, size] = [between(next, 1, 2), between(next, 1, 9), between(next, 1, 30), between(next, 1, 4), 4 * between(next, 1, 8)];
+    const [batch, queries, keys, heads, size] = [
+      between(next, 1, 2),
+      between(next, 1, 9),
+      between(next, 1, 30),
+      between(next, 1, 4),
+      4 * between(next, 1, 8),
+    ];
     const embed = heads * size;
     const inputs = {
       contentQuery: uniform(next, [batch, queries, embed]),
@@ -98,7 +113,9 @@ describe('Conditional DETR', () => {
 
   test('the conformance vector', async () => {
     const { job, tensors, expected } = await readVector('conditional-detr.attention');
-    const [{ queryFactors, keyFactors, scale }] = job.bias as [Record<'queryFactors' | 'keyFactors', string> & { scale: number }];
+    const [{ queryFactors, keyFactors, scale }] = job.bias as [
+      Record<'queryFactors' | 'keyFactors', string> & { scale: number },
+    ];
     const tensor = (name: unknown) => mergeHeads(tensors[name as string]!);
     const attention = conditionalAttention({
       heads: tensors[job.query as string]!.shape[1]!,

@@ -12,7 +12,12 @@ function randomLayer(seed: number, box: boolean) {
     between(next, 1, 6),
     between(next, 1, 6),
   ]);
-  const [batch, queries, heads, points] = [between(next, 1, 2), between(next, 1, 5), between(next, 1, 3), between(next, 1, 4)];
+  const [batch, queries, heads, points] = [
+    between(next, 1, 2),
+    between(next, 1, 5),
+    between(next, 1, 3),
+    between(next, 1, 4),
+  ];
   const embed = heads * between(next, 1, 4);
   const levels = spatialShapes.length;
   const cells = spatialShapes.reduce((sum, [h, w]) => sum + h * w, 0);
@@ -37,16 +42,29 @@ function randomLayer(seed: number, box: boolean) {
 }
 
 /** The layer in float64, query by query, as the paper's formula reads: Σ_heads W_h Σ_levels Σ_points A · W'_h x(p + Δp). */
-function publishedLayer({ args, batch, queries, heads, points, embed, levels, cells }: ReturnType<typeof randomLayer>) {
+function publishedLayer({
+  args,
+  batch,
+  queries,
+  heads,
+  points,
+  embed,
+  levels,
+  cells,
+}: ReturnType<typeof randomLayer>) {
   const linear = (x: number[], { weight, bias }: { weight: Dense; bias: Dense }): number[] =>
-    [...bias.data].map((start, o) => x.reduce((sum, value, e) => sum + value * weight.data[o * embed + e]!, start));
+    [...bias.data].map((start, o) =>
+      x.reduce((sum, value, e) => sum + value * weight.data[o * embed + e]!, start),
+    );
   const row = (tensor: Dense, i: number): number[] => [...tensor.data.subarray(i * embed, (i + 1) * embed)];
   const size = embed / heads;
   const boxSize = args.referencePoints.shape[3]!;
   const out: number[] = [];
   for (let b = 0; b < batch; ++b) {
     const values = Array.from({ length: cells }, (_, s) =>
-      args.paddingMask.data[b * cells + s] ? new Array<number>(embed).fill(0) : linear(row(args.input, b * cells + s), args.valueProj),
+      args.paddingMask.data[b * cells + s]
+        ? new Array<number>(embed).fill(0)
+        : linear(row(args.input, b * cells + s), args.valueProj),
     );
     for (let q = 0; q < queries; ++q) {
       const query = row(args.query, b * queries + q);
@@ -60,18 +78,25 @@ function publishedLayer({ args, batch, queries, heads, points, embed, levels, ce
         let first = 0;
         for (const [l, [height, width]] of args.spatialShapes.entries()) {
           const at = ((b * queries + q) * levels + l) * boxSize;
-          const [x0, y0, w, hBox] = [0, 1, 2, 3].map((i) => args.referencePoints.data[at + i]!) as [number, number, number, number];
+          const [x0, y0, w, hBox] = [0, 1, 2, 3].map((i) => args.referencePoints.data[at + i]!) as [
+            number,
+            number,
+            number,
+            number,
+          ];
           for (let p = 0; p < points; ++p) {
             const i = (h * levels + l) * points + p;
             const [dx, dy] = [offsets[2 * i]!, offsets[2 * i + 1]!];
             // In pixels of the level, whose centres are at whole numbers.
             const x = boxSize === 2 ? x0 * width + dx - 0.5 : (x0 + (dx / points) * w * 0.5) * width - 0.5;
-            const y = boxSize === 2 ? y0 * height + dy - 0.5 : (y0 + (dy / points) * hBox * 0.5) * height - 0.5;
+            const y =
+              boxSize === 2 ? y0 * height + dy - 0.5 : (y0 + (dy / points) * hBox * 0.5) * height - 0.5;
             for (let yi = 0; yi < height; ++yi) {
               for (let xi = 0; xi < width; ++xi) {
                 const near = Math.max(0, 1 - Math.abs(x - xi)) * Math.max(0, 1 - Math.abs(y - yi));
                 const share = (near * own[l * points + p]!) / total;
-                for (let d = 0; d < size; ++d) sums[d]! += share * values[first + yi * width + xi]![h * size + d]!;
+                for (let d = 0; d < size; ++d)
+                  sums[d]! += share * values[first + yi * width + xi]![h * size + d]!;
               }
             }
           }
@@ -134,7 +159,13 @@ describe('Deformable DETR', () => {
         }
       }
     });
-    const zeros = [fresh.samplingOffsets.weight, fresh.attentionWeights.weight, fresh.attentionWeights.bias, fresh.valueProj.bias, fresh.outputProj.bias];
+    const zeros = [
+      fresh.samplingOffsets.weight,
+      fresh.attentionWeights.weight,
+      fresh.attentionWeights.bias,
+      fresh.valueProj.bias,
+      fresh.outputProj.bias,
+    ];
     expect(zeros.map((tensor) => tensor.data.some((value) => value !== 0))).toEqual(zeros.map(() => false));
     // Xavier-uniform of 256 × 256: within ±√(6/512), and spread over all of it.
     for (const { weight } of [fresh.valueProj, fresh.outputProj]) {
@@ -178,6 +209,12 @@ describe('Deformable DETR', () => {
       'referencePoints',
     );
     await expectError(call({ paddingMask: bits(random(1), [7, 7], 0) }), 'ERR_SHAPE', 'paddingMask');
-    await expectError(() => freshDeformable({ embed: 10, heads: 4 }), 'ERR_VALUE', 'multiple of 4', 'embed', '10');
+    await expectError(
+      () => freshDeformable({ embed: 10, heads: 4 }),
+      'ERR_VALUE',
+      'multiple of 4',
+      'embed',
+      '10',
+    );
   });
 });

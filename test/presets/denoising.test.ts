@@ -6,7 +6,9 @@ import { between, biasProblems, readVector, seeds, useDevice } from './presets.j
 /** Hidden pairs as the loop over groups of DN-DETR's and CMT's code leaves them. */
 function publishedMask(groups: number, size: number, queries: number): boolean[][] {
   const before = groups * size;
-  const hidden = Array.from({ length: before + queries }, () => new Array<boolean>(before + queries).fill(false));
+  const hidden = Array.from({ length: before + queries }, () =>
+    new Array<boolean>(before + queries).fill(false),
+  );
   const hide = (rows: [number, number], columns: [number, number]): void => {
     for (let q = rows[0]; q < rows[1]; ++q) hidden[q]!.fill(true, ...columns);
   };
@@ -108,11 +110,26 @@ describe('denoising', () => {
   test('is refused', async () => {
     const args = { boxCounts: [1], queries: 2 };
     await expectError(() => denoisingPlan({ ...args, boxCounts: [] }), 'ERR_VALUE', 'boxCounts');
-    await expectError(() => denoisingPlan({ ...args, boxCounts: [1, -1] }), 'ERR_VALUE', 'boxCounts[1]', '-1');
-    await expectError(() => denoisingPlan({ ...args, variant: 'dino' as 'cmt' }), 'ERR_VALUE', 'variant', '"dino"');
+    await expectError(
+      () => denoisingPlan({ ...args, boxCounts: [1, -1] }),
+      'ERR_VALUE',
+      'boxCounts[1]',
+      '-1',
+    );
+    await expectError(
+      () => denoisingPlan({ ...args, variant: 'dino' as 'cmt' }),
+      'ERR_VALUE',
+      'variant',
+      '"dino"',
+    );
     await expectError(() => denoisingPlan({ ...args, groups: 0 }), 'ERR_VALUE', 'groups', '0');
     const plan = denoisingPlan(args);
     const matching = uniform(random(1), [2, 3]);
-    await expectError(() => denoisingQueries(plan, { noised: matching, matching }), 'ERR_SHAPE', 'noised', '[5, 3]');
+    await expectError(
+      () => denoisingQueries(plan, { noised: matching, matching }),
+      'ERR_SHAPE',
+      'noised',
+      '[5, 3]',
+    );
   });
 });

@@ -12,7 +12,13 @@ const modulo = (a: number, n: number): number => ((a % n) + n) % n;
  * Visible keys of a window round a flat index, as MoME's code finds them: offsets on flat indices, of which those stay whose
  * row and column (within the view) are near enough and that are within the map.
  */
-function publishedWindow(index: number, size: number, rows: number, columns: number, total: number): Set<number> {
+function publishedWindow(
+  index: number,
+  size: number,
+  rows: number,
+  columns: number,
+  total: number,
+): Set<number> {
   const reach = Math.floor(size / 2);
   const visible = new Set<number>();
   const row = (i: number): number => Math.floor(modulo(i, rows * columns) / columns);
@@ -112,7 +118,10 @@ describe('MoME', () => {
     const next = random(5);
     const [queries, size] = [30, 8];
     const [query, key, value] = [queries, keys, keys].map((n) => uniform(next, [1, 1, n, size]));
-    const experts = { data: Int32Array.from({ length: queries }, () => between(next, 0, 2)), shape: [1, queries] };
+    const experts = {
+      data: Int32Array.from({ length: queries }, () => between(next, 0, 2)),
+      shape: [1, queries],
+    };
     const { crossAttention, selfAttention } = momeExpertTerms({ grids, experts });
     const cross = await device().attention({ query: query!, key: key!, value: value!, bias: crossAttention });
     const self = await device().attention({ query: query!, key: query!, value: query!, bias: selfAttention });
@@ -121,7 +130,8 @@ describe('MoME', () => {
       data: Float32Array.from(which.flatMap((row) => [...data.subarray(row * size, (row + 1) * size)])),
       shape: [1, 1, which.length, size],
     });
-    const range = (from: number, to: number): number[] => Array.from({ length: to - from }, (_, i) => from + i);
+    const range = (from: number, to: number): number[] =>
+      Array.from({ length: to - from }, (_, i) => from + i);
     for (const [expert, seen] of [range(0, keys), range(0, bevKeys), range(bevKeys, keys)].entries()) {
       const own = range(0, queries).filter((q) => experts.data[q] === expert);
       const alone = rows(query!.data, own);

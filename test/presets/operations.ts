@@ -68,7 +68,12 @@ export const referenceOperations: DeformableDevice & MultiheadDevice = {
       const tokens = projected.length / embed / batch;
       const data = new Float32Array(projected.length);
       projected.forEach((x, i) => {
-        const [b, n, h, d] = [Math.floor(i / (tokens * embed)), Math.floor(i / embed) % tokens, Math.floor((i % embed) / size), i % size];
+        const [b, n, h, d] = [
+          Math.floor(i / (tokens * embed)),
+          Math.floor(i / embed) % tokens,
+          Math.floor((i % embed) / size),
+          i % size,
+        ];
         data[((b * heads + h) * tokens + n) * size + d] = x;
       });
       return { data, shape: [batch, heads, tokens, size] };
@@ -81,7 +86,12 @@ export const referenceOperations: DeformableDevice & MultiheadDevice = {
     });
     const merged = new Float64Array(out.length);
     out.forEach((x, i) => {
-      const [b, h, n, d] = [Math.floor(i / (heads * queries * size)), Math.floor(i / (queries * size)) % heads, Math.floor(i / size) % queries, i % size];
+      const [b, h, n, d] = [
+        Math.floor(i / (heads * queries * size)),
+        Math.floor(i / (queries * size)) % heads,
+        Math.floor(i / size) % queries,
+        i % size,
+      ];
       merged[(b * queries + n) * embed + h * size + d] = x;
     });
     const result = linear(merged, args.outProjWeight, args.outProjBias);

@@ -21,10 +21,19 @@ describe('Swin V2', () => {
 
   test.each<[Size, Size | undefined]>([
     [[8, 8], undefined],
-    [[8, 8], [0, 0]],
+    [
+      [8, 8],
+      [0, 0],
+    ],
     [[7, 4], undefined],
-    [[16, 16], [8, 8]],
-    [[24, 12], [12, 6]],
+    [
+      [16, 16],
+      [8, 8],
+    ],
+    [
+      [24, 12],
+      [12, 6],
+    ],
     [[1, 3], undefined],
   ])('coordinates of a window of %p, trained at %p', (window, pretrainedWindow) => {
     const { data } = swinV2Coordinates({ window, pretrainedWindow });
@@ -76,7 +85,7 @@ describe('Swin V2', () => {
     query.data.fill(0, 0, size); // a vector of length 0 has cosine 0
     const logitScale = { data: Float32Array.of(Math.log(10), 9), shape: [heads, 1, 1] }; // e⁹ is above 100
     const table = uniform(next, [25, heads], 0, 16);
-    const terms = swinTerms({ resolution: resolution!, window: window!, shift: shift!, table });
+    const terms = swinTerms({ resolution: resolution, window: window, shift: shift, table });
     const cosine = swinV2Cosine({ query, key, logitScale });
     const { out } = await device().attention({ ...cosine, value, bias: terms });
 
@@ -104,7 +113,11 @@ describe('Swin V2', () => {
   });
 
   test('is refused', async () => {
-    const weights = { weight1: uniform(random(1), [4, 2]), bias1: uniform(random(1), [3]), weight2: uniform(random(1), [1, 4]) };
+    const weights = {
+      weight1: uniform(random(1), [4, 2]),
+      bias1: uniform(random(1), [3]),
+      weight2: uniform(random(1), [1, 4]),
+    };
     await expectError(() => swinV2Table({ window: [2, 2], ...weights }), 'ERR_SHAPE', '[4]', 'bias1', '[3]');
     await expectError(
       () => swinV2Coordinates({ window: [2, 2], pretrainedWindow: [1, 8] }),

@@ -117,7 +117,10 @@ describe('Swin', () => {
     const { data } = windowPartition(places, { window, shift });
     const terms = swinTerms({ resolution, window, shift });
     const far = (a: number, b: number): boolean => {
-      const [down, right] = [Math.floor(a / resolution[1]) - Math.floor(b / resolution[1]), (a % resolution[1]) - (b % resolution[1])];
+      const [down, right] = [
+        Math.floor(a / resolution[1]) - Math.floor(b / resolution[1]),
+        (a % resolution[1]) - (b % resolution[1]),
+      ];
       return Math.abs(down) >= window[0] || Math.abs(right) >= window[1];
     };
     const want = (b: number, _: number, q: number, k: number): number =>
@@ -130,11 +133,18 @@ describe('Swin', () => {
     'the conformance vector %s',
     async (name) => {
       const { job, tensors, expected } = await readVector(`${name}.bias`);
-      const given = job.bias as { type: string; table?: string; resolution?: Size; window: Size; shift?: Size }[];
+      const given = job.bias as {
+        type: string;
+        table?: string;
+        resolution?: Size;
+        window: Size;
+        shift?: Size;
+        value?: number;
+      }[];
       const mask = given.find(({ type }) => type === 'shiftedWindow');
       const table = tensors[given.find(({ type }) => type === 'relativePosition')!.table!]!;
-      const { resolution, window, shift } = mask!;
-      const bias = swinTerms({ resolution: resolution!, window, shift: shift!, table });
+      const { resolution, window, shift, value } = mask!;
+      const bias = swinTerms({ resolution: resolution!, window, shift: shift!, table, value });
       const shape = job.shape as [number, number, number, number];
       expect(compareBias(await device().bias({ shape, bias }), expected.bias!)).toEqual([]);
     },
@@ -158,14 +168,24 @@ describe('Swin', () => {
 
   test('is refused', async () => {
     const map = uniform(random(1), [1, 6, 6, 1]);
-    await expectError(() => windowPartition(map, { window: [4, 3] }), 'ERR_VALUE', 'resolution', '[6, 6]', '[4, 3]');
+    await expectError(
+      () => windowPartition(map, { window: [4, 3] }),
+      'ERR_VALUE',
+      'resolution',
+      '[6, 6]',
+      '[4, 3]',
+    );
     await expectError(
       () => windowPartition(map, { window: [3, 3], shift: [3, 0] }),
       'ERR_VALUE',
       'shift',
       '[3, 0]',
     );
-    await expectError(() => windowPartition({ ...map, shape: [6, 6, 1] }, { window: [3, 3] }), 'ERR_SHAPE', 'map');
+    await expectError(
+      () => windowPartition({ ...map, shape: [6, 6, 1] }, { window: [3, 3] }),
+      'ERR_SHAPE',
+      'map',
+    );
     await expectError(
       () => windowPartition({ ...map, shape: [1, 6, 6, 2] }, { window: [3, 3] }),
       'ERR_SHAPE',
