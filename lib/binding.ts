@@ -15,7 +15,8 @@ export interface NativeTensor {
 }
 
 /** The operations of a native device, by name. */
-export type OperationName = 'prepare' | 'selfTest' | 'attention' | 'bias' | 'router' | 'project' | 'copy';
+export type OperationName =
+  'prepare' | 'selfTest' | 'attention' | 'attentionBackward' | 'bias' | 'router' | 'project' | 'copy';
 
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
 export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;

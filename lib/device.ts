@@ -97,6 +97,72 @@ export interface AttentionResult {
   lse: Tensor;
 }
 
+export interface BackwardArgs<Terms extends readonly BiasTerm[] = readonly BiasTerm[]>
+  extends CallOptions, ResultOptions {
+  /** float32 or bfloat16 [B, H, Q, D] */
+  query: TensorLike;
+  /** float32 or bfloat16 [B, H, K, D] */
+  key: TensorLike;
+  /** float32 or bfloat16 [B, H, K, Dv] */
+  value: TensorLike;
+  /** the terms of the forward pass */
+  bias?: Terms | undefined;
+  /** of query·key, finite; default 1/√D */
+  scale?: number | undefined;
+  /** float32 [B, H, Q, Dv]: the gradient of the loss by `out` */
+  gradOut: TensorLike;
+  /** float32 [B, H, Q, Dv] and [B, H, Q], as `attention` gave them for these inputs; without both it runs once more */
+  out?: TensorLike | undefined;
+  lse?: TensorLike | undefined;
+  /** default: the device's; the CPU backend computes gradients in float32 at every precision */
+  precision?: Precision | undefined;
+  /** whether to compute those of the terms' tensors; default true */
+  termGradients?: boolean | undefined;
+}
+
+/** The gradients of one term by its fields, each of its tensor's shape; a term with no learnable tensor has none. */
+export interface TermGradients {
+  /** of `dense`, summed over broadcast dimensions; 0 where the entry is −∞ */
+  bias?: Tensor;
+  /** of `modality` and `spatial`, in the order of the term's segments */
+  segments?: { weights: Tensor }[];
+  /** of `relativePosition` */
+  table?: Tensor;
+  /** of `lowRank` */
+  queryFactors?: Tensor;
+  keyFactors?: Tensor;
+  /** of `alibi` */
+  slopes?: Tensor;
+}
+
+/** The gradients of a term whose type is known. */
+export type GradientsOf<Term extends BiasTerm> = BiasTerm extends Term
+  ? TermGradients
+  : Term extends { type: 'modality' | 'spatial' }
+    ? Required<Pick<TermGradients, 'segments'>>
+    : Term extends { type: 'dense' }
+      ? Required<Pick<TermGradients, 'bias'>>
+      : Term extends { type: 'relativePosition' }
+        ? Required<Pick<TermGradients, 'table'>>
+        : Term extends { type: 'lowRank' }
+          ? Required<Pick<TermGradients, 'queryFactors' | 'keyFactors'>>
+          : Term extends { type: 'alibi' }
+            ? Required<Pick<TermGradients, 'slopes'>>
+            : Record<string, never>;
+
+export interface BackwardResult<Terms extends readonly BiasTerm[] = readonly BiasTerm[]> extends Disposable {
+  /** float32 [B, H, Q, D]; 0 for a query that sees no key */
+  query: Tensor;
+  /** float32 [B, H, K, D]; 0 for a key that no query sees */
+  key: Tensor;
+  /** float32 [B, H, K, Dv] */
+  value: Tensor;
+  /** in the order of `bias`; empty with `termGradients: false`. A tensor that stands in several places has a gradient at each. */
+  terms: { -readonly [I in keyof Terms]: GradientsOf<Terms[I]> };
+  /** disposes all of them */
+  dispose(): void;
+}
+
 export interface BiasArgs extends CallOptions, ResultOptions {
   /** [B, H, Q, K] */
   shape: readonly [number, number, number, number];
@@ -208,6 +274,17 @@ export interface Device extends Disposable {
    * `modality` terms it is MoME's decoder attention under an adaptive query router (AQR).
    */
   attention(args: AttentionArgs): Promise<AttentionResult>;
+
+  /**
+   * The gradients of a loss by the inputs of `attention` and by every learnable tensor of its terms: `dense` biases, the
+   * weights of `modality` and `spatial`, `relativePosition` tables, `lowRank` factors, `alibi` slopes. Scores are computed
+   * again from `lse`, tile by tile (FlashAttention-2, Dao 2023): memory grows with Q + K, and the gradient of a modality's
+   * weights is one number for each (b, q). Float32; the same inputs give the same bits. ERR_VALUE where only one of `out`
+   * and `lse` is given.
+   */
+  attentionBackward<const Terms extends readonly BiasTerm[] = readonly BiasTerm[]>(
+    args: BackwardArgs<Terms>,
+  ): Promise<BackwardResult<Terms>>;
 
   /**
    * The sum of the terms as a dense tensor [1|B, 1|H, Q, K], with −∞ for hidden pairs: generation and mask fusion in one

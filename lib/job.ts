@@ -2,7 +2,7 @@
 import { dirname, resolve } from 'node:path';
 
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
-import type { Device } from './device.js';
+import type { BackwardResult, Device, TermGradients } from './device.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
@@ -19,8 +19,9 @@ export interface JobOptions {
 }
 
 /**
- * The outputs by the names that a job's result file has: `out` and `lse` (attention), `bias`, `weights` (router),
- * `bevCenters` and `cameraCenters` (project). They are the caller's to dispose.
+ * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
+ * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `weights` (router), `bevCenters` and
+ * `cameraCenters` (project). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
 
@@ -125,12 +126,65 @@ function withTensorName(error: unknown, uses: readonly Use[]): unknown {
   return prefixed('', error, error.message.replace(` for ${use.field} but `, ` for ${named(use)} but `));
 }
 
-async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promise<JobOutputs> {
+/** The learnable tensors of a term's gradients, with the path below the term. */
+function gradientPaths({ segments, ...fields }: TermGradients): [string, Tensor][] {
+  const ofSegments = (segments ?? []).map(({ weights }, j): [string, Tensor] => [
+    `segments[${j}].weights`,
+    weights,
+  ]);
+  return [...ofSegments, ...Object.entries<Tensor>(fields)];
+}
+
+/** The gradients by the names of a job's result: one for each tensor, summed over the places that name it. */
+function gradientsByTensor(
+  { query, key, value, terms }: BackwardResult,
+  bias: readonly unknown[],
+  uses: readonly Use[],
+): JobOutputs {
+  const outputs: JobOutputs = { grad_query: query, grad_key: key, grad_value: value };
+  bias.forEach((_, i) => {
+    for (const [path, gradient] of gradientPaths(terms[i] ?? {})) {
+      const use = uses.find(({ field }) => field === `bias[${i}].${path}`);
+      const name = `grad_${use?.ref.tensor ?? ''}`;
+      const sum = outputs[name];
+      if (sum) {
+        for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
+        gradient.dispose();
+      } else {
+        outputs[name] = gradient;
+      }
+    }
+  });
+  return outputs;
+}
+
+const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
+const learnable = /^bias\[\d+\]\.(bias|segments\[\d+\]\.weights|table|queryFactors|keyFactors|slopes)$/;
+
+/** Gradients by role and by tensor would have one name. */
+function checkLearnableNames(job: Job, uses: readonly Use[]): void {
+  if (job.op !== 'attention-backward') return;
+  const taken = uses.find(({ field, ref }) => learnable.test(field) && roles.has(ref.tensor));
+  if (!taken) return;
+  const what = 'a learnable tensor of another name than query, key or value';
+  throw expected('ERR_FORMAT', what, taken.field, showJson(taken.ref.tensor));
+}
+
+async function execute(
+  job: Loaded<Job>,
+  uses: readonly Use[],
+  { device, signal }: JobOptions,
+): Promise<JobOutputs> {
   switch (job.op) {
     case 'attention': {
       const { query, key, value, scale, bias } = job;
       const { out, lse } = await device.attention({ query, key, value, scale, bias, signal });
       return { out, lse };
+    }
+    case 'attention-backward': {
+      const { query, key, value, gradOut, scale, bias } = job;
+      const gradients = await device.attentionBackward({ query, key, value, gradOut, scale, bias, signal });
+      return gradientsByTensor(gradients, bias ?? [], uses);
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
@@ -166,8 +220,9 @@ export async function runJob(path: string, options: JobOptions, job?: Job): Prom
   const uses = usesOf(checked);
   try {
     const tensorsPath = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
+    checkLearnableNames(checked, uses);
     const loaded = await load(uses, tensorsPath, signal);
-    return await execute(withTensors(checked, loaded), options).catch((error: unknown) => {
+    return await execute(withTensors(checked, loaded), uses, options).catch((error: unknown) => {
       throw withTensorName(error, uses);
     });
   } catch (error) {

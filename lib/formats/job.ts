@@ -108,6 +108,16 @@ const operationSchemas = [
     bias: terms.exactOptional(),
   }),
   fields({
+    op: z.literal('attention-backward'),
+    tensors,
+    query: float,
+    key: float,
+    value: float,
+    gradOut: float,
+    scale: number.exactOptional(),
+    bias: terms.exactOptional(),
+  }),
+  fields({
     op: z.literal('bias'),
     tensors: tensors.exactOptional(), // a causal mask needs none
     shape: z.tuple([integer, integer, integer, integer], { error: '[B, H, Q, K], integers' }),

@@ -92,6 +92,39 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
   };
 }
 
+Compute read_attention_backward(Fields* arguments, Outputs* outputs) {
+  const AttentionCall call(arguments);
+  const TensorView* grad_out = arguments->tensor("gradOut");
+  const TensorView *out = arguments->optional_tensor("out"), *lse = arguments->optional_tensor("lse");
+  if (!out != !lse) throw expected(ErrorCode::kValue, "both or none", "out and lse", "one of them");
+  const bool of_terms = arguments->boolean("termGradients", true);
+  outputs->declare_place(arguments, call.query);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    std::unique_ptr<Program> program;
+    BackwardProblem problem;
+    AttentionProblem& p = problem.attention;
+    p = call.problem(&program);
+    check_values(backend, *program, abort);
+    const Extent& e = p.extent;
+    require_grad_out(*grad_out, p);
+    problem.grad_out = grad_out->f32();
+    if (out) {
+      require_results(*out, *lse, p);
+      p.out = static_cast<float*>(out->data);
+      p.lse = static_cast<float*>(lse->data);
+    }
+    problem.grad_query = outputs->make("query", {e.batch, e.heads, e.queries, p.head_dim});
+    problem.grad_key = outputs->make("key", {e.batch, e.heads, e.keys, p.head_dim});
+    problem.grad_value = outputs->make("value", {e.batch, e.heads, e.keys, p.value_dim});
+    if (of_terms) {
+      for (const Learnable& learnable : program->learnables()) {
+        problem.grad_terms.push_back(outputs->make(learnable.tensor.name, learnable.tensor.shape));
+      }
+    }
+    backend->attention_backward(problem, abort);
+  };
+}
+
 Compute read_bias(Fields* arguments, Outputs* outputs) {
   const BiasCall call(arguments);
   const DType dtype = arguments->dtype("dtype", {DType::kFloat32, DType::kBfloat16});

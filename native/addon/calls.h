@@ -36,6 +36,8 @@ Compute read_self_test(Fields* arguments, Outputs* outputs);
 // `source` into another tensor.
 Compute read_copy(Fields* arguments, Outputs* outputs);
 Compute read_attention(Fields* arguments, Outputs* outputs);
+// Outputs `query`, `key` and `value`, and one by the path of each learnable tensor, as bias[0].bias.
+Compute read_attention_backward(Fields* arguments, Outputs* outputs);
 Compute read_bias(Fields* arguments, Outputs* outputs);
 Compute read_router(Fields* arguments, Outputs* outputs);
 Compute read_project(Fields* arguments, Outputs* outputs);

@@ -25,7 +25,9 @@ int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::N
 Napi::Function Device::define(Napi::Env env) {
   return DefineClass(
       env, "Device",
-      {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
+      {InstanceMethod<&Device::attention>("attention"),
+       InstanceMethod<&Device::attention_backward>("attentionBackward"),
+       InstanceMethod<&Device::bias>("bias"),
        InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
        InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
        InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
@@ -89,6 +91,9 @@ Napi::Value Device::start(const Napi::CallbackInfo& info, const char* name, Read
 
 Napi::Value Device::attention(const Napi::CallbackInfo& info) {
   return start(info, "attention", read_attention);
+}
+Napi::Value Device::attention_backward(const Napi::CallbackInfo& info) {
+  return start(info, "attentionBackward", read_attention_backward);
 }
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }

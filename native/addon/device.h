@@ -33,6 +33,7 @@ class Device : public Napi::ObjectWrap<Device> {
   // attention(id, arguments): Promise<{ [output]: { buffer, shape, dtype } }>, and so on. `id`, a number of
   // the caller's, is for abort().
   Napi::Value attention(const Napi::CallbackInfo& info);
+  Napi::Value attention_backward(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);
   Napi::Value project(const Napi::CallbackInfo& info);

@@ -61,6 +61,9 @@ struct BackwardProblem {
 // Checks grad_out against the attention's shape.
 void require_grad_out(const TensorView& grad_out, const AttentionProblem& attention);
 
+// Checks what an attention gave against its shape.
+void require_results(const TensorView& out, const TensorView& lse, const AttentionProblem& attention);
+
 struct BiasProblem {
   const Program* bias = nullptr;
   void* out = nullptr;            // bias_shape()
