@@ -16,7 +16,15 @@ export interface NativeTensor {
 
 /** The operations of a native device, by name. */
 export type OperationName =
-  'prepare' | 'selfTest' | 'attention' | 'attentionBackward' | 'bias' | 'router' | 'project' | 'copy';
+  | 'prepare'
+  | 'selfTest'
+  | 'attention'
+  | 'attentionBackward'
+  | 'bias'
+  | 'router'
+  | 'routerBackward'
+  | 'project'
+  | 'copy';
 
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
 export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;

@@ -186,6 +186,30 @@ export interface RouterArgs extends CallOptions, ResultOptions {
   out?: TensorLike | undefined;
 }
 
+export interface RouterBackwardArgs extends CallOptions, ResultOptions {
+  /** float32 [B, Q, E] */
+  features: TensorLike;
+  /** float32 [M, E] */
+  weight: TensorLike;
+  /** float32 [M] */
+  bias: TensorLike;
+  /** float32 [B, Q, M]: the gradient of the loss by the weights; [M, B, Q] with `outputsFirst` */
+  gradOut: TensorLike;
+  /** as in the forward pass */
+  outputsFirst?: boolean | undefined;
+}
+
+export interface RouterBackwardResult extends Disposable {
+  /** float32 [B, Q, E] */
+  features: Tensor;
+  /** float32 [M, E] */
+  weight: Tensor;
+  /** float32 [M] */
+  bias: Tensor;
+  /** disposes all three */
+  dispose(): void;
+}
+
 export interface ProjectArgs extends CallOptions, ResultOptions {
   /** float32 [B, Q, 3] (x, y, z) in [0, 1] of the point cloud range */
   referencePoints: TensorLike;
@@ -299,6 +323,9 @@ export interface Device extends Disposable {
    * `outputsFirst`.
    */
   router(args: RouterArgs): Promise<Tensor>;
+
+  /** The gradients of a loss by a router's features, weight and bias. Sums are float64, in a fixed order. */
+  routerBackward(args: RouterBackwardArgs): Promise<RouterBackwardResult>;
 
   /**
    * Reference points to the cells they fall in, of the bird's-eye view and of the first camera that sees them (depth above

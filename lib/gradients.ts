@@ -5,6 +5,16 @@ import type { Tensor } from './tensor.js';
 /** bias[2].segments[0].weights: the term, and a segment's weights or the field */
 const PATH = /^bias\[(\d+)\]\.(?:segments\[(\d+)\]\.weights|(\w+))$/;
 
+/** Tensors with a way to dispose them all. */
+export function withDispose<T extends Record<string, Tensor>>(
+  tensors: T,
+): T & Disposable & { dispose: () => void } {
+  const dispose = (): void => {
+    for (const tensor of Object.values(tensors)) tensor.dispose();
+  };
+  return { ...tensors, dispose, [Symbol.dispose]: dispose };
+}
+
 /** `made` has `query`, `key`, `value`, and the terms' by the path of their tensor. */
 export function gradientsByField(made: Record<string, Tensor>, termCount: number): BackwardResult {
   const { query, key, value, ...rest } = made as Record<'query' | 'key' | 'value', Tensor>;
@@ -19,8 +29,6 @@ export function gradientsByField(made: Record<string, Tensor>, termCount: number
       (term.segments ??= [])[Number(segment)] = { weights: tensor };
     }
   }
-  const dispose = (): void => {
-    for (const tensor of Object.values(made)) tensor.dispose();
-  };
+  const { dispose } = withDispose(made);
   return { query, key, value, terms, dispose, [Symbol.dispose]: dispose };
 }

@@ -16,10 +16,12 @@ import type {
   ProjectArgs,
   ProjectResult,
   RouterArgs,
+  RouterBackwardArgs,
+  RouterBackwardResult,
   MemoryUse,
   TensorDType,
 } from './device.js';
-import { gradientsByField } from './gradients.js';
+import { gradientsByField, withDispose } from './gradients.js';
 import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
@@ -142,6 +144,11 @@ export class NativeDevice implements Device {
 
   async router(args: RouterArgs): Promise<Tensor> {
     return (await this.#run('router', args, { out: requireArgs(args).out })).out;
+  }
+
+  async routerBackward(args: RouterBackwardArgs): Promise<RouterBackwardResult> {
+    const outputs = { features: undefined, weight: undefined, bias: undefined };
+    return withDispose(await this.#run('routerBackward', requireArgs(args), outputs));
   }
 
   async project(args: ProjectArgs): Promise<ProjectResult> {

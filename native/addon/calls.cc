@@ -157,6 +157,30 @@ Compute read_router(Fields* arguments, Outputs* outputs) {
   };
 }
 
+Compute read_router_backward(Fields* arguments, Outputs* outputs) {
+  const TensorView *features = arguments->tensor("features"), *weight = arguments->tensor("weight"),
+                   *bias = arguments->tensor("bias"), *grad_out = arguments->tensor("gradOut");
+  const bool outputs_first = arguments->boolean("outputsFirst", false);
+  for (const char* name : {"features", "weight", "bias"}) outputs->declare(name);
+  outputs->declare_place(arguments, features);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    RouterBackwardProblem problem;
+    problem.router = router_problem(*features, *weight, *bias);
+    problem.router.outputs_first = outputs_first;
+    const int64_t b = features->shape[0], q = features->shape[1], m = problem.router.outputs;
+    if (outputs_first) {
+      require(*grad_out, DType::kFloat32, {dim(m), dim(b), dim(q)}, "[M, B, Q]");
+    } else {
+      require(*grad_out, DType::kFloat32, {dim(b), dim(q), dim(m)}, "[B, Q, M]");
+    }
+    problem.grad_out = grad_out->f32();
+    problem.grad_features = outputs->take("features", features->shape, "[B, Q, E]");
+    problem.grad_weight = outputs->take("weight", weight->shape, "[M, E]");
+    problem.grad_bias = outputs->take("bias", bias->shape, "[M]");
+    backend->router_backward(problem, abort);
+  };
+}
+
 Compute read_project(Fields* arguments, Outputs* outputs) {
   const TensorView *points = arguments->tensor("referencePoints"),
                    *lidar2img = arguments->tensor("lidar2img");

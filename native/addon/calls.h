@@ -40,6 +40,7 @@ Compute read_attention(Fields* arguments, Outputs* outputs);
 Compute read_attention_backward(Fields* arguments, Outputs* outputs);
 Compute read_bias(Fields* arguments, Outputs* outputs);
 Compute read_router(Fields* arguments, Outputs* outputs);
+Compute read_router_backward(Fields* arguments, Outputs* outputs);
 Compute read_project(Fields* arguments, Outputs* outputs);
 
 }  // namespace attention_bias::addon

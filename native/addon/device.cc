@@ -27,13 +27,13 @@ Napi::Function Device::define(Napi::Env env) {
       env, "Device",
       {InstanceMethod<&Device::attention>("attention"),
        InstanceMethod<&Device::attention_backward>("attentionBackward"),
-       InstanceMethod<&Device::bias>("bias"),
-       InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
-       InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
-       InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
-       InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
-       InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
-       InstanceMethod<&Device::info>("info")});
+       InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::router>("router"),
+       InstanceMethod<&Device::router_backward>("routerBackward"),
+       InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::copy>("copy"),
+       InstanceMethod<&Device::prepare>("prepare"), InstanceMethod<&Device::self_test>("selfTest"),
+       InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::memory>("memory"),
+       InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::abort>("abort"),
+       InstanceMethod<&Device::close>("close"), InstanceMethod<&Device::info>("info")});
 }
 
 Device::Device(const Napi::CallbackInfo& info)
@@ -97,6 +97,9 @@ Napi::Value Device::attention_backward(const Napi::CallbackInfo& info) {
 }
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
+Napi::Value Device::router_backward(const Napi::CallbackInfo& info) {
+  return start(info, "routerBackward", read_router_backward);
+}
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
 
 Napi::Value Device::copy(const Napi::CallbackInfo& info) { return start(info, "copy", read_copy); }

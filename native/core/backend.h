@@ -71,6 +71,7 @@ class Backend {
   virtual void attention_backward(const BackwardProblem& problem, AbortFlag abort) = 0;
   virtual void bias(const BiasProblem& problem, AbortFlag abort) = 0;
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
+  virtual void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;
   virtual void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) = 0;
   // ERR_VALUE for the first check that fails, wherever the tensors are.

@@ -91,6 +91,15 @@ struct RouterProblem {
 
 RouterProblem router_problem(const TensorView& features, const TensorView& weight, const TensorView& bias);
 
+// The gradients of Σ weights·grad_out.
+struct RouterBackwardProblem {
+  RouterProblem router;             // `out` is neither read nor written
+  const float* grad_out = nullptr;  // as the router's out
+  float* grad_features = nullptr;   // [B, Q, E]
+  float* grad_weight = nullptr;     // [M, E]
+  float* grad_bias = nullptr;       // [M]
+};
+
 struct ProjectProblem {
   int64_t batch = 0, queries = 0, views = 0;
   const float* reference_points = nullptr;  // [B, Q, 3]

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "core/router.h"
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
 #include "cpu/scratch.h"
@@ -698,17 +699,59 @@ void Backend::bias(const BiasProblem& p, AbortFlag abort) {
   });
 }
 
-void Backend::router(const RouterProblem& p, AbortFlag abort) {
-  const int64_t run = std::max<int64_t>(1, 64 * 1024 / (p.features * p.outputs));
-  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
-    for (int64_t row = item * run; row < std::min(p.rows, (item + 1) * run); ++row) {
-      for (int64_t m = 0; m < p.outputs; ++m) {
-        double sum = p.bias[m];
-        for (int64_t i = 0; i < p.features; ++i) {
-          sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[m * p.features + i];
-        }
-        p.out[p.out_index(row, m)] = static_cast<float>(1 / (1 + std::exp(-sum)));
+namespace {
+
+// Calls f(row, output, features·weight + bias) for some of the router's rows.
+template <class F>
+void each_logit(const RouterProblem& p, int64_t row0, int64_t row1, F f) {
+  for (int64_t row = row0; row < row1; ++row) {
+    for (int64_t m = 0; m < p.outputs; ++m) {
+      double sum = p.bias[m];
+      for (int64_t i = 0; i < p.features; ++i) {
+        sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[m * p.features + i];
       }
+      f(row, m, sum);
+    }
+  }
+}
+
+// Rows of a piece.
+int64_t router_run(const RouterProblem& p) {
+  return std::max<int64_t>(1, 64 * 1024 / (p.features * p.outputs));
+}
+
+}  // namespace
+
+void Backend::router(const RouterProblem& p, AbortFlag abort) {
+  const int64_t run = router_run(p);
+  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
+    each_logit(p, item * run, std::min(p.rows, (item + 1) * run), [&](int64_t row, int64_t m, double z) {
+      p.out[p.out_index(row, m)] = static_cast<float>(1 / (1 + std::exp(-z)));
+    });
+  });
+}
+
+void Backend::router_backward(const RouterBackwardProblem& problem, AbortFlag abort) {
+  const RouterProblem& p = problem.router;
+  float* const delta = state_->partial.floats(p.rows * p.outputs);
+  const int64_t run = router_run(p);
+  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
+    const int64_t row0 = item * run, row1 = std::min(p.rows, row0 + run);
+    each_logit(p, row0, row1, [&](int64_t row, int64_t m, double z) {
+      delta[row * p.outputs + m] = router_delta(z, problem.grad_out[p.out_index(row, m)]);
+    });
+    for (int64_t row = row0; row < row1; ++row) {
+      for (int64_t i = 0; i < p.features; ++i) {
+        problem.grad_features[row * p.features + i] = router_grad_feature(p, delta, row, i);
+      }
+    }
+  });
+  constexpr int64_t kColumns = 16;  // of a cache line
+  const int64_t runs = ceil_div(p.features + 1, kColumns);
+  state_->run(p.outputs * runs, abort, [&](int64_t item, int) {
+    const int64_t m = item / runs, first = item % runs * kColumns;
+    for (int64_t i = first; i < std::min(p.features + 1, first + kColumns); ++i) {
+      *router_grad_place(problem, m, i) = router_grad_weight(p, delta, m, i);
     }
   });
 }

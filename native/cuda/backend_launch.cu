@@ -172,6 +172,27 @@ class CudaBackend : public Backend {
     end(&work);
   }
 
+  void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) override {
+    Work work = begin(abort);
+    RouterBackwardProblem a = problem;
+    const RouterProblem& p = problem.router;
+    const int64_t weights = p.rows * p.outputs, inputs = p.rows * p.features;
+    a.router.input = work.input(p.input, inputs);
+    a.router.weight = work.input(p.weight, p.outputs * p.features);
+    a.router.bias = work.input(p.bias, p.outputs);
+    a.grad_out = work.input(problem.grad_out, weights);
+    a.grad_features = work.output(problem.grad_features, inputs);
+    a.grad_weight = work.output(problem.grad_weight, p.outputs * p.features);
+    a.grad_bias = work.output(problem.grad_bias, p.outputs);
+    float* const delta = work.allocate<float>(weights);
+    work.start();
+    work.launch(router_delta_kernel, grid_of(weights, kRouterWarps), kRouterThreads, size_t{0}, a, delta);
+    const int64_t elements = inputs + p.outputs * (p.features + 1);
+    work.launch(router_backward_kernel, grid_of(elements, kRouterThreads), kRouterThreads, size_t{0}, a,
+                static_cast<const float*>(delta));
+    end(&work);
+  }
+
   void project(const ProjectProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
     const int64_t points = p.batch * p.queries;
