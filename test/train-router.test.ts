@@ -11,7 +11,7 @@ interface Weights {
 }
 interface Result {
   failure: string;
-  loss: { fixed: number; trained: number; ratio: number };
+  loss: { fixed: number; constant: number; trained: number; ratio: number };
   lidarLost: Weights;
   cameraLost: Weights;
   others: Weights;
@@ -64,6 +64,12 @@ test('the loss on scenes that were held out falls to a tenth or less under every
     expect({ failure, ratio: loss.ratio }).toEqual({ failure, ratio: loss.fixed / loss.trained });
     expect({ failure, enough: loss.ratio >= 10, loss }).toEqual({ failure, enough: true, loss });
   }
+});
+
+test('no weights that are the same for all queries do as well, whichever sensor they trust', () => {
+  const mean = (which: 'constant' | 'trained'): number =>
+    FAILURES.reduce((sum, failure) => sum + of(failure).loss[which] / FAILURES.length, 0);
+  expect(mean('trained')).toBeLessThan(mean('constant') / 10);
 });
 
 test('where no sensor fails, neither the loss nor the weights go far', () => {

@@ -79,8 +79,17 @@ const router = await train(device, samples.training, { steps: size.steps, seed }
 });
 const trained = performance.now();
 
-// The fixed bias is the fresh router's: 0.8176 for both sensors of every query.
-const routers = { fixed: freshAqrRouter(FEATURES.length), trained: router };
+// To compare with: the fixed bias, which is the fresh router's 0.8176 for both sensors of every query; and the best that
+// training finds without evidence, one weight a sensor for all queries.
+const withoutEvidence = (sample) => ({ ...sample, features: new Float32Array(sample.features.length) });
+const blind = Object.fromEntries(
+  Object.entries(samples.training).map(([failure, list]) => [failure, list.map(withoutEvidence)]),
+);
+const routers = {
+  fixed: freshAqrRouter(FEATURES.length),
+  constant: await train(device, blind, { steps: size.steps, seed }),
+  trained: router,
+};
 const results = [];
 const pictured = [];
 for (const [name, byFailure] of Object.entries(samples).slice(1)) {

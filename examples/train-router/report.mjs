@@ -13,22 +13,28 @@ const GROUPS = {
 /**
  * Losses and mean weights under one failure.
  *
- * @param runs { sample, fixed, trained }, the last two with the errors and the weights of each query
+ * @param runs { sample, fixed, constant, trained }, the last three with the errors and the weights of each query
  */
 export function summarise(failure, runs) {
-  const queries = runs.flatMap(({ sample, fixed, trained }) =>
+  const queries = runs.flatMap(({ sample, fixed, constant, trained }) =>
     sample.shares.map((share, q) => {
       const of = ({ errors, weights }) => ({
         error: errors[q],
         lidar: weights[q],
         camera: weights[weights.length / 2 + q],
       });
-      return { share, scored: sample.scored[q] === 1, fixed: of(fixed), trained: of(trained) };
+      return {
+        share,
+        scored: sample.scored[q] === 1,
+        fixed: of(fixed),
+        constant: of(constant),
+        trained: of(trained),
+      };
     }),
   );
   const scored = queries.filter((query) => query.scored);
   const loss = Object.fromEntries(
-    ['fixed', 'trained'].map((which) => [which, mean(scored.map((query) => query[which].error))]),
+    ['fixed', 'constant', 'trained'].map((which) => [which, mean(scored.map((query) => query[which].error))]),
   );
   const groups = Object.fromEntries(
     Object.entries(GROUPS).map(([name, belongs]) => {
@@ -58,6 +64,7 @@ export function table(results) {
     failure,
     scored.toString(),
     loss.fixed.toFixed(4),
+    loss.constant.toFixed(4),
     loss.trained.toFixed(4),
     `${loss.ratio.toFixed(1)}x`,
     weights(lidarLost),
@@ -69,6 +76,7 @@ export function table(results) {
     'failure',
     'queries',
     'fixed',
+    'constant',
     'trained',
     'ratio',
     'LiDAR lost',
@@ -83,8 +91,9 @@ export function table(results) {
       .trimEnd();
   const fixed = results[0].others.lidar.fixed ?? results[0].lidarLost.lidar.fixed;
   return [
-    'Mean squared error with the fixed bias and with the trained router; then its mean LiDAR / camera weight (queries) by what',
-    `the failure took from a query. The fixed weights are ${fixed.toFixed(4)} / ${fixed.toFixed(4)}.`,
+    'Mean squared error with the fixed bias, with weights trained without evidence (constant), with the trained router, and',
+    'fixed / trained; then its mean LiDAR / camera weight (queries) by what the failure took from a query.',
+    `The fixed weights are ${fixed.toFixed(4)} / ${fixed.toFixed(4)}.`,
     line(head),
     ...rows.map(line),
   ].join('\n');

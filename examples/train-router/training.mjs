@@ -110,7 +110,7 @@ async function step(device, router, adam, batch) {
  * Trains a fresh router: each step takes one sample of every kind of failure, drawn at random.
  *
  * @param samples by failure, a list of each
- * @param report called with the step and its loss
+ * @param report called with each step and its loss, if given
  */
 export async function train(device, samples, { steps, seed }, report) {
   const router = freshAqrRouter(FEATURES.length);
@@ -120,7 +120,8 @@ export async function train(device, samples, { steps, seed }, report) {
   const batch = makeBatch(device, kinds[0], kinds.length);
   for (let i = 0; i < steps; ++i) {
     batch.load(kinds.map((list) => list[Math.floor(random() * list.length)]));
-    report(i, await step(device, router, adam, batch));
+    const loss = await step(device, router, adam, batch);
+    report?.(i, loss);
   }
   return router;
 }
