@@ -98,6 +98,8 @@ export interface NativeBinding {
   setExternalLimit(bytes: number): void;
   /** the float64 reference of `attention`: slow, and it blocks the thread */
   referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
+  /** the float64 reference of `attentionBackward`: `query`, `key`, `value`, and the terms' by path, as bias[0].table */
+  referenceBackward(args: object): Record<string, Float64Array>;
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
   /**

@@ -2,7 +2,8 @@
 import { dirname, resolve } from 'node:path';
 
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
-import type { BackwardResult, Device, TermGradients } from './device.js';
+import type { BackwardResult, Device } from './device.js';
+import { gradientsWithPath } from './gradients.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
@@ -126,39 +127,25 @@ function withTensorName(error: unknown, uses: readonly Use[]): unknown {
   return prefixed('', error, error.message.replace(` for ${use.field} but `, ` for ${named(use)} but `));
 }
 
-/** The learnable tensors of a term's gradients, with the path below the term. */
-function gradientPaths({ segments, ...fields }: TermGradients): [string, Tensor][] {
-  const ofSegments = (segments ?? []).map(({ weights }, j): [string, Tensor] => [
-    `segments[${j}].weights`,
-    weights,
-  ]);
-  return [...ofSegments, ...Object.entries<Tensor>(fields)];
-}
+const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
 
 /** The gradients by the names of a job's result: one for each tensor, summed over the places that name it. */
-function gradientsByTensor(
-  { query, key, value, terms }: BackwardResult,
-  bias: readonly unknown[],
-  uses: readonly Use[],
-): JobOutputs {
-  const outputs: JobOutputs = { grad_query: query, grad_key: key, grad_value: value };
-  bias.forEach((_, i) => {
-    for (const [path, gradient] of gradientPaths(terms[i] ?? {})) {
-      const use = uses.find(({ field }) => field === `bias[${i}].${path}`);
-      const name = `grad_${use?.ref.tensor ?? ''}`;
-      const sum = outputs[name];
-      if (sum) {
-        for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
-        gradient.dispose();
-      } else {
-        outputs[name] = gradient;
-      }
+function gradientsByTensor(gradients: BackwardResult, uses: readonly Use[]): JobOutputs {
+  const outputs: JobOutputs = {};
+  for (const [path, gradient] of gradientsWithPath(gradients)) {
+    const use = uses.find(({ field }) => field === path);
+    const name = `grad_${roles.has(path) ? path : (use?.ref.tensor ?? '')}`;
+    const sum = outputs[name];
+    if (sum) {
+      for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
+      gradient.dispose();
+    } else {
+      outputs[name] = gradient;
     }
-  });
+  }
   return outputs;
 }
 
-const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
 const learnable = /^bias\[\d+\]\.(bias|segments\[\d+\]\.weights|table|queryFactors|keyFactors|slopes)$/;
 
 /** Gradients by role and by tensor would have one name. */
@@ -184,7 +171,7 @@ async function execute(
     case 'attention-backward': {
       const { query, key, value, gradOut, scale, bias } = job;
       const gradients = await device.attentionBackward({ query, key, value, gradOut, scale, bias, signal });
-      return gradientsByTensor(gradients, bias ?? [], uses);
+      return gradientsByTensor(gradients, uses);
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };

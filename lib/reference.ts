@@ -1,6 +1,6 @@
 import { callNative } from './errors.js';
 import { native } from './native.js';
-import type { AttentionArgs, BiasArgs } from './device.js';
+import type { AttentionArgs, BackwardArgs, BiasArgs } from './device.js';
 
 /**
  * The slow float64 evaluation of `attention`, for tests and self-tests: out [B, H, Q, Dv] and lse [B, H, Q]. Blocks the
@@ -11,6 +11,13 @@ export function referenceAttention(args: Pick<AttentionArgs, 'query' | 'key' | '
   lse: Float64Array;
 } {
   return callNative(() => native().referenceAttention(args));
+}
+
+/** The same of `attentionBackward`: `query`, `key`, `value`, and the terms' by the path of their tensor, as bias[0].table. */
+export function referenceBackward(
+  args: Pick<BackwardArgs, 'query' | 'key' | 'value' | 'bias' | 'scale' | 'gradOut'>,
+): Record<string, Float64Array> {
+  return callNative(() => native().referenceBackward(args));
 }
 
 /** The same of `bias`: [1|B, 1|H, Q, K]. */

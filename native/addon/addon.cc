@@ -1,4 +1,5 @@
 // The module: what lib/native.ts loads (its NativeBinding describes these functions to TypeScript).
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -38,6 +39,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::release>("release"),
        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
+       InstanceMethod<&Environment::reference_backward>("referenceBackward"),
        InstanceMethod<&Environment::reference_bias>("referenceBias"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
@@ -168,6 +170,32 @@ Napi::Value Environment::reference_attention(const Napi::CallbackInfo& info) {
     Napi::Object result = Napi::Object::New(env);
     result.Set("out", out);
     result.Set("lse", lse);
+    return result;
+  });
+}
+
+Napi::Value Environment::reference_backward(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceBackward", ErrorCode::kValue);
+    const BackwardCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const ReferenceGradients gradients = attention_bias::reference_backward(call.problem(&program));
+    Napi::Object result = Napi::Object::New(env);
+    const auto set = [&](const std::string& name, const std::vector<double>& values) {
+      Napi::Float64Array array = doubles(env, static_cast<int64_t>(values.size()));
+      std::copy(values.begin(), values.end(), array.Data());
+      result.Set(name, array);
+    };
+    set("query", gradients.query);
+    set("key", gradients.key);
+    set("value", gradients.value);
+    for (size_t i = 0; i < gradients.terms.size(); ++i) {
+      set(program->learnables()[i].tensor.name, gradients.terms[i]);
+    }
     return result;
   });
 }

@@ -44,6 +44,17 @@ AttentionProblem AttentionCall::problem(std::unique_ptr<Program>* program) const
   return problem;
 }
 
+BackwardCall::BackwardCall(Fields* arguments)
+    : attention(arguments), grad_out(arguments->tensor("gradOut")) {}
+
+BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
+  BackwardProblem problem;
+  problem.attention = attention.problem(program);
+  require_grad_out(*grad_out, problem.attention);
+  problem.grad_out = grad_out->f32();
+  return problem;
+}
+
 BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {
   if (shape.size() != 4) throw expected(ErrorCode::kShape, "[B, H, Q, K]", "shape", to_string(shape));
   terms = read_terms(arguments, "bias");
@@ -93,21 +104,17 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
 }
 
 Compute read_attention_backward(Fields* arguments, Outputs* outputs) {
-  const AttentionCall call(arguments);
-  const TensorView* grad_out = arguments->tensor("gradOut");
+  const BackwardCall call(arguments);
   const TensorView *out = arguments->optional_tensor("out"), *lse = arguments->optional_tensor("lse");
   if (!out != !lse) throw expected(ErrorCode::kValue, "both or none", "out and lse", "one of them");
   const bool of_terms = arguments->boolean("termGradients", true);
-  outputs->declare_place(arguments, call.query);
+  outputs->declare_place(arguments, call.attention.query);
   return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
     std::unique_ptr<Program> program;
-    BackwardProblem problem;
+    BackwardProblem problem = call.problem(&program);
     AttentionProblem& p = problem.attention;
-    p = call.problem(&program);
     check_values(backend, *program, abort);
     const Extent& e = p.extent;
-    require_grad_out(*grad_out, p);
-    problem.grad_out = grad_out->f32();
     if (out) {
       require_results(*out, *lse, p);
       p.out = static_cast<float*>(out->data);

@@ -21,6 +21,16 @@ struct AttentionCall {
   AttentionProblem problem(std::unique_ptr<Program>* program) const;
 };
 
+// The inputs of `attentionBackward`, but for results of the forward pass.
+struct BackwardCall {
+  AttentionCall attention;
+  const TensorView* grad_out;
+
+  explicit BackwardCall(Fields* arguments);
+  // Checks them, with no memory for the gradients yet.
+  BackwardProblem problem(std::unique_ptr<Program>* program) const;
+};
+
 // The inputs of `bias`.
 struct BiasCall {
   Shape shape;

@@ -541,6 +541,7 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   AttentionProblem& p = problem.attention;
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads;
+  p.precision = Precision::kF32;  // of gradients at every precision
   if (!p.out) {
     p.out = s.forward.floats(rows * e.queries * (p.value_dim + 1));
     p.lse = p.out + rows * e.queries * p.value_dim;
