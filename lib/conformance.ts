@@ -5,6 +5,7 @@ import {
   compareExact,
   compareNorm,
   compareZeroRows,
+  DEFORMABLE_TOLERANCE,
   ROUTER_TOLERANCE,
   F32_TOLERANCE,
   type Values,
@@ -13,9 +14,16 @@ import type { Precision } from './device.js';
 import type { SafetensorsFile } from './formats/safetensors.js';
 import type { JobOutputs } from './job.js';
 
-type Operation = 'attention' | 'bias' | 'router' | 'project';
+type Operation = 'attention' | 'bias' | 'router' | 'project' | 'deformable' | 'deformable-backward';
 /** The operations that are built. */
-export const operations: readonly string[] = ['attention', 'bias', 'router', 'project'] satisfies Operation[];
+export const operations: readonly string[] = [
+  'attention',
+  'bias',
+  'router',
+  'project',
+  'deformable',
+  'deformable-backward',
+] satisfies Operation[];
 
 /** Relative L2 tolerance of `attention` in each precision. */
 export const TOLERANCES: Record<Precision, number> = { f32: F32_TOLERANCE, tf32: 1e-3, bf16: 1e-2 };
@@ -33,6 +41,9 @@ function compareOutput(
       return compareNorm(actual, expected, tolerance, name === 'lse');
     case 'router':
       return compareNorm(actual, expected, Math.max(ROUTER_TOLERANCE, tolerance));
+    case 'deformable':
+    case 'deformable-backward':
+      return compareNorm(actual, expected, DEFORMABLE_TOLERANCE);
     case 'bias':
       return compareBias(actual, expected);
     case 'project':

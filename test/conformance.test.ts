@@ -47,13 +47,15 @@ function count(names: readonly string[]): Record<string, number> {
 }
 
 test('no case is left out', () => {
-  expect(count(built.map(({ op }) => op))).toEqual({ attention: 75, bias: 52, router: 4, project: 3 });
-  expect(count(notBuilt.map(({ op }) => op))).toEqual({
-    'attention-backward': 43,
+  expect(count(built.map(({ op }) => op))).toEqual({
+    attention: 75,
+    bias: 52,
+    router: 4,
+    project: 3,
     deformable: 3,
     'deformable-backward': 2,
-    multihead: 9,
   });
+  expect(count(notBuilt.map(({ op }) => op))).toEqual({ 'attention-backward': 43, multihead: 9 });
   expect(bad).toHaveLength(12);
 });
 
@@ -222,24 +224,25 @@ describe('attention-bias run', () => {
     expect(await folder.names()).toEqual([]);
   });
 
-  test.each(['aqr-6-cameras.attention', 'aqr-6-cameras.bias', 'router-0', 'project-6-cameras'])(
-    'writes %s',
-    async (name) => {
-      await using folder = await temporaryFolder();
-      const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
-      expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
-        status: 0,
-        stdout: '',
-        lines: 2,
-      });
-      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-      await using written = await openSafetensors(folder.file('out.safetensors'));
-      const outputs: Record<string, HostTensor> = {};
-      for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
-      const { op } = built.find((item) => item.name === name) ?? { op: '' };
-      expect(await compareOutputs(op, outputs as unknown as JobOutputs, expected, TOLERANCES.f32)).toEqual(
-        [],
-      );
-    },
-  );
+  test.each([
+    'aqr-6-cameras.attention',
+    'aqr-6-cameras.bias',
+    'router-0',
+    'project-6-cameras',
+    'deformable-0.backward',
+  ])('writes %s', async (name) => {
+    await using folder = await temporaryFolder();
+    const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
+    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
+      status: 0,
+      stdout: '',
+      lines: 2,
+    });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    await using written = await openSafetensors(folder.file('out.safetensors'));
+    const outputs: Record<string, HostTensor> = {};
+    for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
+    const { op } = built.find((item) => item.name === name) ?? { op: '' };
+    expect(await compareOutputs(op, outputs as unknown as JobOutputs, expected, TOLERANCES.f32)).toEqual([]);
+  });
 });

@@ -27,6 +27,8 @@ Napi::Function Device::define(Napi::Env env) {
       env, "Device",
       {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
        InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
+       InstanceMethod<&Device::deformable>("deformable"),
+       InstanceMethod<&Device::deformable_backward>("deformableBackward"),
        InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
        InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
        InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
@@ -93,6 +95,12 @@ Napi::Value Device::attention(const Napi::CallbackInfo& info) {
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
+Napi::Value Device::deformable(const Napi::CallbackInfo& info) {
+  return start(info, "deformable", read_deformable);
+}
+Napi::Value Device::deformable_backward(const Napi::CallbackInfo& info) {
+  return start(info, "deformableBackward", read_deformable_backward);
+}
 
 Napi::Value Device::copy(const Napi::CallbackInfo& info) { return start(info, "copy", read_copy); }
 Napi::Value Device::prepare(const Napi::CallbackInfo& info) { return start(info, "prepare", read_prepare); }

@@ -2,6 +2,7 @@
 // nothing clever.
 #pragma once
 
+#include "core/deformable.h"
 #include "core/operations.h"
 
 namespace attention_bias {
@@ -11,5 +12,12 @@ void reference_attention(const AttentionProblem& problem, double* out, double* l
 
 // bias_shape(bias) in float64.
 void reference_bias(const Program& bias, double* out);
+
+// out [B, Q, H·D] in float64.
+void reference_deformable(const DeformableProblem& problem, double* out);
+
+// The gradients of Σ grad_out·out, [B, S, H, D], [B, Q, H, L, P, 2] and [B, Q, H, L, P], in float64.
+void reference_deformable_backward(const DeformableBackwardProblem& problem, double* grad_value,
+                                   double* grad_locations, double* grad_weights);
 
 }  // namespace attention_bias
