@@ -378,7 +378,8 @@ void exact_values() {
       {false, 0.75f, 0.75f, 8, -8, -8},        // the last: to the zeros outside
       {false, 0, 0.25f, 0.5f, 1, 1.5f},        // half of a pixel and half of what is outside
       {true, 0.375f, 0.5f, 2, 2, -2},          // one row: below are zeros
-      {true, 1.125f, 0.5f, 0, 0, 0},           // a centre outside
+      {true, 1.125f, 0.5f, 0, 0, 0},           // a pixel past the last: to more zeros
+      {true, -0.125f, 0.5f, 0, 1, 0},          // a pixel before the first: to its value
       {true, 3, 0.5f, 0, 0, 0},
       {true, kNan, 0.5f, 0, 0, 0},
       {true, 0.5f, -kInf, 0, 0, 0},
