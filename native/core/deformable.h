@@ -75,28 +75,30 @@ struct BilinearPoint {
   // Of the corner's pixel in the sample.
   AB_HD Real corner_weight(int corner) const {
     const Real product = (corner & 1 ? x : 1 - x) * (corner & 2 ? y : 1 - y);
-    return has(corner) ? product : 0;
+    return product * static_cast<Real>(inside >> corner & 1);
   }
 };
 
 // Places are computed in float64, which holds them exactly: float32 would move them by 1e-5 pixels in a map
-// of 200, and over a pixel's centre, where derivatives jump. No branches, so that compilers make vectors of
-// it.
+// of 200, and over a pixel's centre, where derivatives jump. Compilers make vectors of it: it has no
+// branches, and no condition on float64 chooses an integer.
 template <class Real>
 AB_HD BilinearPoint<Real> bilinear_point(const DeformableLevel& level, float location_x, float location_y) {
-  const double at_x = static_cast<double>(location_x) * level.width - 0.5;
-  const double at_y = static_cast<double>(location_y) * level.height - 0.5;
-  const bool near = (at_x >= -1) & (at_x < level.width) & (at_y >= -1) & (at_y < level.height);
-  const double place_x = near ? at_x : 0.0, place_y = near ? at_y : 0.0;
+  // Outside whatever the level's size: a location outside, but none whose place passes an integer.
+  const float near_x = (location_x >= -0.5f) & (location_x < 1.5f) ? location_x : -1;
+  const float near_y = (location_y >= -0.5f) & (location_y < 1.5f) ? location_y : -1;
+  const double place_x = static_cast<double>(near_x) * level.width - 0.5;
+  const double place_y = static_cast<double>(near_y) * level.height - 0.5;
   const double floor_x = __builtin_floor(place_x), floor_y = __builtin_floor(place_y);
   const int32_t x = static_cast<int32_t>(floor_x), y = static_cast<int32_t>(floor_y);
-  const int32_t left = x >= 0, right = x + 1 < level.width, top = y >= 0, bottom = y + 1 < level.height;
+  const int32_t left = (x >= 0) & (x < level.width), right = (x >= -1) & (x + 1 < level.width);
+  const int32_t top = (y >= 0) & (y < level.height), bottom = (y >= -1) & (y + 1 < level.height);
   BilinearPoint<Real> point;
   point.pixel = level.start + (y & -top) * level.width + (x & -left);
   point.right = left & right;
   point.down = level.width & -(top & bottom);
-  const int32_t inside = (left & top) | (right & top) << 1 | (left & bottom) << 2 | (right & bottom) << 3;
-  point.inside = static_cast<uint32_t>(near ? inside : 0);
+  point.inside =
+      static_cast<uint32_t>((left & top) | (right & top) << 1 | (left & bottom) << 2 | (right & bottom) << 3);
   point.x = static_cast<Real>(place_x - floor_x);
   point.y = static_cast<Real>(place_y - floor_y);
   return point;

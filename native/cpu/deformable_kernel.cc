@@ -91,22 +91,18 @@ AB_INLINE Samples samples_of_query(const DeformableProblem& p, float* scratch) {
   return s;
 }
 
+// Loops over lists tell GCC that those don't overlap: once inlined, __restrict is lost on it.
 AB_INLINE void locate(const Samples& s, const float* locations, int64_t count) {
-  int32_t* __restrict pixel = s.pixel;
-  int32_t* __restrict right = s.right;
-  int32_t* __restrict down = s.down;
-  int32_t* __restrict inside = s.inside;
-  float* __restrict x = s.x;
-  float* __restrict y = s.y;
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const DeformableLevel level = {s.height[i], s.width[i], s.start[i]};
     const BilinearPoint<float> point = bilinear_point<float>(level, locations[2 * i], locations[2 * i + 1]);
-    pixel[i] = point.pixel;
-    right[i] = point.right;
-    down[i] = point.down;
-    inside[i] = static_cast<int32_t>(point.inside);
-    x[i] = point.x;
-    y[i] = point.y;
+    s.pixel[i] = point.pixel;
+    s.right[i] = point.right;
+    s.down[i] = point.down;
+    s.inside[i] = static_cast<int32_t>(point.inside);
+    s.x[i] = point.x;
+    s.y[i] = point.y;
   }
 }
 
@@ -116,16 +112,13 @@ AB_INLINE BilinearPoint<float> point_at(const Samples& s, int64_t i) {
 
 // The corners' weights in the output.
 AB_INLINE void weigh(const Samples& s, const float* attention, int64_t count) {
-  float* __restrict a = s.weights[0];
-  float* __restrict b = s.weights[1];
-  float* __restrict c = s.weights[2];
-  float* __restrict d = s.weights[3];
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const BilinearPoint<float> point = point_at(s, i);
-    a[i] = attention[i] * point.corner_weight(0);
-    b[i] = attention[i] * point.corner_weight(1);
-    c[i] = attention[i] * point.corner_weight(2);
-    d[i] = attention[i] * point.corner_weight(3);
+    s.weights[0][i] = attention[i] * point.corner_weight(0);
+    s.weights[1][i] = attention[i] * point.corner_weight(1);
+    s.weights[2][i] = attention[i] * point.corner_weight(2);
+    s.weights[3][i] = attention[i] * point.corner_weight(3);
   }
 }
 
