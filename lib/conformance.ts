@@ -5,6 +5,7 @@ import {
   compareExact,
   compareNorm,
   compareZeroRows,
+  DEFORMABLE_TOLERANCE,
   ROUTER_TOLERANCE,
   F32_TOLERANCE,
   type Values,
@@ -13,7 +14,8 @@ import type { Precision } from './device.js';
 import type { SafetensorsFile } from './formats/safetensors.js';
 import type { JobOutputs } from './job.js';
 
-type Operation = 'attention' | 'attention-backward' | 'bias' | 'router' | 'project';
+type Operation =
+  'attention' | 'attention-backward' | 'bias' | 'router' | 'project' | 'deformable' | 'deformable-backward';
 /** The operations that are built. */
 export const operations: readonly string[] = [
   'attention',
@@ -21,6 +23,8 @@ export const operations: readonly string[] = [
   'bias',
   'router',
   'project',
+  'deformable',
+  'deformable-backward',
 ] satisfies Operation[];
 
 /** Relative L2 tolerance of `attention` in each precision. */
@@ -45,6 +49,9 @@ function compareOutput(
       return compareNorm(actual, expected, GRADIENT_TOLERANCES[precision]);
     case 'router':
       return compareNorm(actual, expected, Math.max(ROUTER_TOLERANCE, tolerance));
+    case 'deformable':
+    case 'deformable-backward':
+      return compareNorm(actual, expected, DEFORMABLE_TOLERANCE);
     case 'bias':
       return compareBias(actual, expected);
     case 'project':

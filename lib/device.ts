@@ -232,6 +232,42 @@ export interface ProjectResult {
   cameraCenters: Tensor;
 }
 
+/** Letters beside the above: L levels, P points of a query, head and level, S pixels of all levels, D channels of a head. */
+export interface DeformableArgs extends CallOptions, ResultOptions {
+  /** float32 or bfloat16 [B, S, H, D]: the levels' pixels one level after the other, row by row; D at most 8,192 */
+  value: TensorLike;
+  /** [h, w] of each of at most 64 levels, integers of at least 1 whose areas sum to S */
+  spatialShapes: readonly (readonly [number, number])[];
+  /** float32 [B, Q, H, L, P, 2] (x, y) in units of the level's size: 0 to 1 is inside; any value is allowed */
+  samplingLocations: TensorLike;
+  /** float32 [B, Q, H, L, P], any values; Deformable DETR's are a softmax over L·P */
+  attentionWeights: TensorLike;
+  /** float32 [B, Q, H·D] to write to instead of a new tensor; shares no memory with any other tensor of the call */
+  out?: TensorLike | undefined;
+}
+
+export interface DeformableBackwardArgs extends Omit<DeformableArgs, 'out'> {
+  /** float32 [B, Q, H·D], the gradient of what is differentiated by `out` */
+  gradOut: TensorLike;
+  /**
+   * whether sums over queries have one order, so that the same call gives the same bits; default false. Makes a difference
+   * on CUDA only, where the gradient of `value` is otherwise summed by atomic additions; the CPU's is always so.
+   */
+  deterministic?: boolean | undefined;
+}
+
+export interface DeformableGradients {
+  /** float32 [B, S, H, D] */
+  value: Tensor;
+  /**
+   * float32 [B, Q, H, L, P, 2]; at a pixel's centre, where the sample has a corner, the derivative to the right and below;
+   * 0 outside
+   */
+  samplingLocations: Tensor;
+  /** float32 [B, Q, H, L, P] */
+  attentionWeights: Tensor;
+}
+
 /** The dtype of a tensor, or of a typed array with its shape. */
 export type TensorDType<T extends TensorLike> =
   T extends Tensor<infer D>
@@ -333,6 +369,18 @@ export interface Device extends Disposable {
    * in float64.
    */
   project(args: ProjectArgs): Promise<ProjectResult>;
+
+  /**
+   * Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021), the operation between its projections:
+   * out[b, q, h·D + d] = Σ over levels l and points p of attentionWeights[b, q, h, l, p] · the bilinear sample of channel d of
+   * head h of level l at samplingLocations[b, q, h, l, p]. Pixel (i, j) has its centre at ((j + 0.5)/w, (i + 0.5)/h), and
+   * pixels outside the level are 0, as in `grid_sample` with zero padding and `align_corners=False`; a location that is NaN is
+   * outside. Float32 arithmetic whatever the device's precision, places in float64: within 1e-5 of a float64 evaluation.
+   */
+  deformable(args: DeformableArgs): Promise<Tensor>;
+
+  /** The gradients of Σ gradOut·out by the three tensors of `deformable`, within 1e-5 likewise. */
+  deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients>;
 
   /** What the device's tensors and operations take of its memory. */
   memory(): MemoryUse;

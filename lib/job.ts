@@ -22,7 +22,8 @@ export interface JobOptions {
 /**
  * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
  * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `weights` (router), `bevCenters` and
- * `cameraCenters` (project). They are the caller's to dispose.
+ * `cameraCenters` (project), `out` (deformable), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
+ * (deformable-backward). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
 
@@ -178,6 +179,17 @@ async function execute(
     case 'router': {
       const { features, weight, bias } = job;
       return { weights: await device.router({ features, weight, bias, signal }) };
+    }
+    case 'deformable': {
+      const { value, spatialShapes, samplingLocations, attentionWeights } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights };
+      return { out: await device.deformable({ ...args, signal }) };
+    }
+    case 'deformable-backward': {
+      const { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic };
+      const grads = await device.deformableBackward({ ...args, signal });
+      return Object.fromEntries(Object.entries(grads).map(([name, grad]) => [`grad_${name}`, grad]));
     }
     case 'project': {
       const { referencePoints, pointCloudRange, lidar2img, imageShape, featureShape, bevShape } = job;

@@ -10,6 +10,9 @@ import type {
   BackwardResult,
   BiasArgs,
   CallOptions,
+  DeformableArgs,
+  DeformableBackwardArgs,
+  DeformableGradients,
   Device,
   DeviceInfo,
   Precision,
@@ -153,6 +156,20 @@ export class NativeDevice implements Device {
 
   async project(args: ProjectArgs): Promise<ProjectResult> {
     return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
+  }
+
+  async deformable(args: DeformableArgs): Promise<Tensor> {
+    return (await this.#run('deformable', args, { out: requireArgs(args).out })).out;
+  }
+
+  async deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients> {
+    const names = { gradValue: undefined, gradSamplingLocations: undefined, gradAttentionWeights: undefined };
+    const grads = await this.#run('deformableBackward', requireArgs(args), names);
+    return {
+      value: grads.gradValue,
+      samplingLocations: grads.gradSamplingLocations,
+      attentionWeights: grads.gradAttentionWeights,
+    };
   }
 
   /** Small cases against the host; ERR_DEVICE with what differs. @internal */

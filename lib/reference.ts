@@ -1,6 +1,6 @@
 import { callNative } from './errors.js';
 import { native } from './native.js';
-import type { AttentionArgs, BackwardArgs, BiasArgs } from './device.js';
+import type { AttentionArgs, BackwardArgs, BiasArgs, DeformableBackwardArgs } from './device.js';
 
 /**
  * The slow float64 evaluation of `attention`, for tests and self-tests: out [B, H, Q, Dv] and lse [B, H, Q]. Blocks the
@@ -23,4 +23,13 @@ export function referenceBackward(
 /** The same of `bias`: [1|B, 1|H, Q, K]. */
 export function referenceBias(args: Pick<BiasArgs, 'shape' | 'bias'>): Float64Array {
   return callNative(() => native().referenceBias(args));
+}
+
+type DeformableTensors = 'value' | 'samplingLocations' | 'attentionWeights';
+
+/** The same of `deformable`, with its gradients by the names of their tensors. */
+export function referenceDeformable(
+  args: Pick<DeformableBackwardArgs, DeformableTensors | 'spatialShapes' | 'gradOut'>,
+): Record<'out' | DeformableTensors, Float64Array> {
+  return callNative(() => native().referenceDeformable(args));
 }

@@ -2,11 +2,12 @@
  * A self-test of one device: every operation on small random inputs against the float64 reference, at the tolerances of
  * the package's contract.
  */
+import { DEFORMABLE_TOLERANCE } from './compare.js';
 import { GRADIENT_TOLERANCES, TOLERANCES } from './conformance.js';
 import { gradientsWithPath } from './gradients.js';
 import type { Device, Precision } from './device.js';
 import { normalFrom, randomSource } from './random.js';
-import { referenceAttention, referenceBackward, referenceBias } from './reference.js';
+import { referenceAttention, referenceBackward, referenceBias, referenceDeformable } from './reference.js';
 import type { TensorLike } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
@@ -308,6 +309,49 @@ const projectCase: Case = {
   },
 };
 
+/** Two levels, with samples inside and outside; `dim` picks a GPU's vectors or single channels. */
+function deformableArgs(dim: number) {
+  const [b, s, h, q, levels, p] = [2, 9 * 11 + 4 * 5, 3, 40, 2, 4];
+  return {
+    value: tensor([b, s, h, dim], normal),
+    spatialShapes: [
+      [9, 11],
+      [4, 5],
+    ] as const,
+    samplingLocations: tensor([b, q, h, levels, p, 2], () => 1.4 * random() - 0.2),
+    attentionWeights: tensor([b, q, h, levels, p], normal),
+    gradOut: tensor([b, q, h * dim], normal),
+  };
+}
+
+function deformableCase(dim: number): Case {
+  return {
+    name: `deformable of ${dim} channels`,
+    tolerance: always(DEFORMABLE_TOLERANCE),
+    run: async (device) => {
+      const { gradOut, ...args } = deformableArgs(dim);
+      using out = await device.deformable(args);
+      return relativeError(out.data, referenceDeformable({ ...args, gradOut }).out);
+    },
+  };
+}
+
+function deformableBackwardCase(dim: number, deterministic: boolean): Case {
+  return {
+    name: `deformable-backward of ${dim} channels${deterministic ? ', deterministic' : ''}`,
+    tolerance: always(DEFORMABLE_TOLERANCE),
+    run: async (device) => {
+      const args = deformableArgs(dim);
+      const grads = await device.deformableBackward({ ...args, deterministic });
+      const want = referenceDeformable(args);
+      const names = ['value', 'samplingLocations', 'attentionWeights'] as const;
+      const errors = names.map((name) => relativeError(grads[name].data, want[name]));
+      for (const name of names) grads[name].dispose();
+      return errors.some(Number.isNaN) ? NaN : Math.max(...errors);
+    },
+  };
+}
+
 const cases: Case[] = [
   attentionCase('plain', [2, 2, 50, 300], 32, []),
   attentionCase('AQR stack', [2, 2, 60, 240], 32, aqr(2, 60)),
@@ -324,6 +368,10 @@ const cases: Case[] = [
   routerCase,
   routerBackwardCase,
   projectCase,
+  deformableCase(32),
+  deformableCase(7),
+  deformableBackwardCase(32, false),
+  deformableBackwardCase(7, true),
 ];
 
 /** Runs all cases. `precision` is the device's. */

@@ -41,6 +41,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
        InstanceMethod<&Environment::reference_backward>("referenceBackward"),
        InstanceMethod<&Environment::reference_bias>("referenceBias"),
+       InstanceMethod<&Environment::reference_deformable>("referenceDeformable"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
@@ -212,6 +213,31 @@ Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
     Napi::Float64Array out = doubles(env, element_count(bias_shape(*program), "out"));
     attention_bias::reference_bias(*program, out.Data());
     return out;
+  });
+}
+
+Napi::Value Environment::reference_deformable(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceDeformable", ErrorCode::kValue);
+    const DeformableCall call(&fields);
+    const TensorView* grad_out = fields.tensor("gradOut");
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    const DeformableBackwardProblem problem = deformable_backward_problem(call.problem(), *grad_out);
+    const DeformableProblem& forward = problem.forward;
+    Napi::Float64Array out = doubles(env, forward.out_count()), value = doubles(env, forward.value_count()),
+                       locations = doubles(env, 2 * forward.samples()),
+                       weights = doubles(env, forward.samples());
+    attention_bias::reference_deformable(forward, out.Data());
+    reference_deformable_backward(problem, value.Data(), locations.Data(), weights.Data());
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("out", out);
+    result.Set("value", value);
+    result.Set("samplingLocations", locations);
+    result.Set("attentionWeights", weights);
+    return result;
   });
 }
 

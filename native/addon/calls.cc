@@ -55,6 +55,16 @@ BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
   return problem;
 }
 
+DeformableCall::DeformableCall(Fields* arguments)
+    : value(arguments->tensor("value")),
+      sampling_locations(arguments->tensor("samplingLocations")),
+      attention_weights(arguments->tensor("attentionWeights")),
+      spatial_shapes(arguments->integer_lists("spatialShapes")) {}
+
+DeformableProblem DeformableCall::problem() const {
+  return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
+}
+
 BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {
   if (shape.size() != 4) throw expected(ErrorCode::kShape, "[B, H, Q, K]", "shape", to_string(shape));
   terms = read_terms(arguments, "bias");
@@ -203,6 +213,37 @@ Compute read_project(Fields* arguments, Outputs* outputs) {
     problem.bev_centers = outputs->take("bevCenters", {problem.batch, problem.queries, 2}, "[B, Q, 2]");
     problem.camera_centers = outputs->take("cameraCenters", {problem.batch, problem.queries, 3}, "[B, Q, 3]");
     backend->project(problem, abort);
+  };
+}
+
+Compute read_deformable(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, call.value);
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableProblem problem = call.problem();
+    problem.out = outputs->take("out", {problem.batch, problem.queries, problem.heads * problem.head_dim},
+                                "[B, Q, H·D]");
+    backend->deformable(problem, abort);
+  };
+}
+
+Compute read_deformable_backward(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  const TensorView* grad_out = arguments->tensor("gradOut");
+  const bool deterministic = arguments->boolean("deterministic", false);
+  for (const char* name : {"gradValue", "gradSamplingLocations", "gradAttentionWeights"})
+    outputs->declare(name);
+  outputs->declare_place(arguments, call.value);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableBackwardProblem problem = deformable_backward_problem(call.problem(), *grad_out);
+    problem.deterministic = deterministic;
+    problem.grad_value = outputs->take("gradValue", call.value->shape, "[B, S, H, D]");
+    problem.grad_locations =
+        outputs->take("gradSamplingLocations", call.sampling_locations->shape, "[B, Q, H, L, P, 2]");
+    problem.grad_weights =
+        outputs->take("gradAttentionWeights", call.attention_weights->shape, "[B, Q, H, L, P]");
+    backend->deformable_backward(problem, abort);
   };
 }
 

@@ -31,6 +31,15 @@ struct BackwardCall {
   BackwardProblem problem(std::unique_ptr<Program>* program) const;
 };
 
+// The inputs of `deformable`.
+struct DeformableCall {
+  const TensorView *value, *sampling_locations, *attention_weights;
+  std::vector<std::vector<int64_t>> spatial_shapes;
+
+  explicit DeformableCall(Fields* arguments);
+  DeformableProblem problem() const;
+};
+
 // The inputs of `bias`.
 struct BiasCall {
   Shape shape;
@@ -52,5 +61,7 @@ Compute read_bias(Fields* arguments, Outputs* outputs);
 Compute read_router(Fields* arguments, Outputs* outputs);
 Compute read_router_backward(Fields* arguments, Outputs* outputs);
 Compute read_project(Fields* arguments, Outputs* outputs);
+Compute read_deformable(Fields* arguments, Outputs* outputs);
+Compute read_deformable_backward(Fields* arguments, Outputs* outputs);
 
 }  // namespace attention_bias::addon

@@ -29,11 +29,13 @@ Napi::Function Device::define(Napi::Env env) {
        InstanceMethod<&Device::attention_backward>("attentionBackward"),
        InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::router>("router"),
        InstanceMethod<&Device::router_backward>("routerBackward"),
-       InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::copy>("copy"),
-       InstanceMethod<&Device::prepare>("prepare"), InstanceMethod<&Device::self_test>("selfTest"),
-       InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::memory>("memory"),
-       InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::abort>("abort"),
-       InstanceMethod<&Device::close>("close"), InstanceMethod<&Device::info>("info")});
+       InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::deformable>("deformable"),
+       InstanceMethod<&Device::deformable_backward>("deformableBackward"),
+       InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
+       InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
+       InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
+       InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
+       InstanceMethod<&Device::info>("info")});
 }
 
 Device::Device(const Napi::CallbackInfo& info)
@@ -101,6 +103,12 @@ Napi::Value Device::router_backward(const Napi::CallbackInfo& info) {
   return start(info, "routerBackward", read_router_backward);
 }
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
+Napi::Value Device::deformable(const Napi::CallbackInfo& info) {
+  return start(info, "deformable", read_deformable);
+}
+Napi::Value Device::deformable_backward(const Napi::CallbackInfo& info) {
+  return start(info, "deformableBackward", read_deformable_backward);
+}
 
 Napi::Value Device::copy(const Napi::CallbackInfo& info) { return start(info, "copy", read_copy); }
 Napi::Value Device::prepare(const Napi::CallbackInfo& info) { return start(info, "prepare", read_prepare); }

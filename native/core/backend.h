@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "core/deformable.h"
 #include "core/operations.h"
 #include "core/values.h"
 
@@ -73,6 +74,8 @@ class Backend {
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
   virtual void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;
+  virtual void deformable(const DeformableProblem& problem, AbortFlag abort) = 0;
+  virtual void deformable_backward(const DeformableBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) = 0;
   // ERR_VALUE for the first check that fails, wherever the tensors are.
   virtual void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) = 0;

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/deformable.h"
 #include "core/operations.h"
 
 namespace attention_bias {
@@ -20,5 +21,12 @@ ReferenceGradients reference_backward(const BackwardProblem& problem);
 
 // bias_shape(bias) in float64.
 void reference_bias(const Program& bias, double* out);
+
+// out [B, Q, H·D] in float64.
+void reference_deformable(const DeformableProblem& problem, double* out);
+
+// The gradients of Σ grad_out·out, [B, S, H, D], [B, Q, H, L, P, 2] and [B, Q, H, L, P], in float64.
+void reference_deformable_backward(const DeformableBackwardProblem& problem, double* grad_value,
+                                   double* grad_locations, double* grad_weights);
 
 }  // namespace attention_bias

@@ -28,14 +28,15 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                  \
-  Kernels {                                                                                              \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                      \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
-        isa::backward, isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill,  \
-        isa::peak_read                                                                                   \
+#define AB_KERNELS(isa)                                                                                      \
+  Kernels {                                                                                                  \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                          \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,         \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,               \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats,     \
+        isa::backward, isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill,      \
+        isa::peak_read, isa::deformable_scratch_floats, isa::deformable_rows, isa::deformable_gradient_rows, \
+        isa::deformable_value_gradient                                                                       \
   }
 
 // Best last.
@@ -158,6 +159,10 @@ constexpr int64_t kShortKeys = 256, kShortHidingKeys = 192;
 constexpr int64_t kShortRowsPerThread = 4;
 constexpr int64_t kLeastAlike = 4;
 constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
+
+// Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
+constexpr int64_t kMostDeformableRun = 64;
+constexpr int64_t kLeastChannels = 16;
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {
@@ -367,6 +372,19 @@ struct Backend::State {
       if (zero != 0.0f) finite = false;
     });
     return finite;
+  }
+
+  // Deformable attention, or with `backward` its gradients that each query has of its own.
+  void deformable_rows(const DeformableProblem& p, const DeformableBackwardProblem* backward,
+                       AbortFlag abort) {
+    const auto rows = backward ? isa.kernels.deformable_gradient_rows : isa.kernels.deformable_rows;
+    const int64_t floats = isa.kernels.deformable_scratch_floats(p);
+    const int64_t rows_run =
+        std::clamp<int64_t>(p.rows() / (pool.size() * kPiecesPerThread), 1, kMostDeformableRun);
+    run(ceil_div(p.rows(), rows_run), abort, [&](int64_t item, int worker) {
+      rows({&p, backward, item * rows_run, std::min(p.rows(), (item + 1) * rows_run),
+            scratch[static_cast<size_t>(worker)].floats(floats)});
+    });
   }
 
   Isa isa;
@@ -766,6 +784,45 @@ void Backend::project(const ProjectProblem& p, AbortFlag abort) {
       project_point(geometry, p.reference_points + i * 3, p.lidar2img + i / p.queries * p.views * 16,
                     p.bev_centers + i * 2, p.camera_centers + i * 3);
     }
+  });
+}
+
+void Backend::deformable(const DeformableProblem& p, AbortFlag abort) {
+  state_->deformable_rows(p, nullptr, abort);
+}
+
+// In two passes, since the gradients by locations and weights are each one query's, and that by value is
+// summed over queries: there a task owns what it writes, so that the order of sums is fixed.
+void Backend::deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) {
+  State& s = *state_;
+  const DeformableProblem& f = p.forward;
+  s.deformable_rows(f, &p, abort);
+
+  constexpr int64_t kFill = 256 * 1024;
+  s.run(ceil_div(f.value_count(), kFill), abort, [&](int64_t item, int) {
+    std::fill(p.grad_value + item * kFill, p.grad_value + std::min(f.value_count(), (item + 1) * kFill),
+              0.0f);
+  });
+  // Levels have as many samples each, whatever their size. Where they are too few for the threads, channels
+  // are divided too, each part locating the samples anew.
+  const int64_t parts = f.batch * f.heads * f.level_count(), threads = s.pool.size();
+  const int64_t most = ceil_div(f.head_dim, kLeastChannels);
+  const int64_t slices = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(2 * threads, parts), 1, most);
+  const int64_t channels = ceil_div(most, slices) * kLeastChannels;
+  const int64_t channel_runs = ceil_div(f.head_dim, channels);
+  const int64_t floats = s.isa.kernels.deformable_scratch_floats(f);
+  s.run(parts * channel_runs, abort, [&](int64_t item, int worker) {
+    const int64_t d0 = item % channel_runs * channels, part = item / channel_runs;
+    DeformableLevelTask task = {};
+    task.backward = &p;
+    task.level = part % f.level_count();
+    task.h = part / f.level_count() % f.heads;
+    task.b = part / f.level_count() / f.heads;
+    task.d0 = d0;
+    task.d1 = std::min(f.head_dim, d0 + channels);
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(floats);
+    task.abort = abort;
+    if (!s.isa.kernels.deformable_value_gradient(task)) throw_aborted();
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/deformable.h"
 #include "core/operations.h"
 #include "core/softmax.h"
 
@@ -102,6 +103,23 @@ struct BackwardTask {
   AbortFlag abort;
 };
 
+// Queries [row0, row1) of deformable attention, flattened over batch rows.
+struct DeformableRows {
+  const DeformableProblem* problem;
+  const DeformableBackwardProblem* backward;  // of gradients; its forward is the problem
+  int64_t row0, row1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+};
+
+// The gradient of one level of value, of one batch row and head, by channels [d0, d1): all of it that the
+// queries add up to.
+struct DeformableLevelTask {
+  const DeformableBackwardProblem* backward;
+  int64_t b, h, level, d0, d1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+  AbortFlag abort;
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -153,6 +171,13 @@ struct Kernels {
   int64_t (*peak_bf16)(int64_t rounds, float* sink);
   void (*peak_fill)(float* to, int64_t count, float value);
   float (*peak_read)(const float* from, int64_t count);
+
+  // Deformable attention; its gradients by sampling locations and attention weights, and by value. The last
+  // adds to grad_value, and returns false when it saw the abort flag set; grad_value is then undefined.
+  int64_t (*deformable_scratch_floats)(const DeformableProblem& problem);
+  void (*deformable_rows)(const DeformableRows& task);
+  void (*deformable_gradient_rows)(const DeformableRows& task);
+  bool (*deformable_value_gradient)(const DeformableLevelTask& task);
 };
 
 // The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
@@ -190,6 +215,10 @@ struct Kernels {
   int64_t peak_bf16(int64_t rounds, float* sink);                                     \
   void peak_fill(float* to, int64_t count, float value);                              \
   float peak_read(const float* from, int64_t count);                                  \
+  int64_t deformable_scratch_floats(const DeformableProblem& problem);                \
+  void deformable_rows(const DeformableRows& task);                                   \
+  void deformable_gradient_rows(const DeformableRows& task);                          \
+  bool deformable_value_gradient(const DeformableLevelTask& task);                    \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

@@ -11,6 +11,7 @@
 #include "cuda/bias_kernel.cuh"
 #include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
+#include "cuda/deformable_launch.cuh"
 #include "cuda/device_program.cuh"
 #include "cuda/gather_launch.cuh"
 #include "cuda/head_tensor.cuh"
@@ -203,6 +204,18 @@ class CudaBackend : public Backend {
     work.start();
     work.launch(project_kernel, grid_of(points, kProjectThreads), kProjectThreads, size_t{0},
                 project_geometry(p), points, p.queries, reference_points, lidar2img, bev, camera);
+    end(&work);
+  }
+
+  void deformable(const DeformableProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable(&work, p);
+    end(&work);
+  }
+
+  void deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable_backward(&work, p);
     end(&work);
   }
 
