@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cuda/attention_launch.cuh"
+#include "cuda/backward_launch.cuh"
 #include "cuda/bias_kernel.cuh"
 #include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
@@ -61,10 +62,6 @@ class CudaBackend : public Backend {
   std::shared_ptr<MemorySource> memory() const override {
     const std::lock_guard<std::mutex> lock(mutex_);
     return runtime_;
-  }
-
-  void attention_backward(const BackwardProblem&, AbortFlag) override {
-    throw Error(ErrorCode::kDevice, "attentionBackward has no CUDA kernels yet: open({ device: 'cpu' })");
   }
 
   void attention(const AttentionProblem& p, AbortFlag abort) override {
@@ -135,6 +132,55 @@ class CudaBackend : public Backend {
     }
     work.launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
     end(&work);
+  }
+
+  void attention_backward(const BackwardProblem& problem, AbortFlag abort) override {
+    Work work = begin(abort);
+    const AttentionProblem& p = problem.attention;
+    const Extent& e = p.extent;
+    const int64_t heads = e.batch * e.heads, rows = heads * e.queries;
+    HeadTensor query(&work, p.query, heads, e.queries, p.head_dim);
+    HeadTensor key(&work, p.key, heads, e.keys, p.head_dim, &query);
+    HeadTensor value(&work, p.value, heads, e.keys, p.value_dim, &key);
+    for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
+
+    double forward_ms = 0;
+    const float *out = nullptr, *lse = nullptr;
+    if (p.out) {
+      out = work.input(p.out, rows * p.value_dim);
+      lse = work.input(p.lse, rows);
+    } else {
+      // Of the tensors on the device, in float32, as scores are computed again.
+      AttentionProblem forward = p;
+      forward.query = query.as_given();
+      forward.key = key.as_given();
+      forward.value = value.as_given();
+      forward.precision = Precision::kF32;
+      out = forward.out = work.allocate<float>(rows * p.value_dim);
+      lse = forward.lse = work.allocate<float>(rows);
+      attention(forward, abort);
+      forward_ms = kernel_ms_;
+    }
+    const DeviceProgram program(&work, p.bias);
+    BackwardArguments a = {};
+    a.query = query.as_given();
+    a.key = key.as_given();
+    a.value = value.as_given();
+    a.grad_out = work.input(problem.grad_out, rows * p.value_dim);
+    a.lse = lse;
+    a.terms = program.terms();
+    a.term_count = program.count();
+    a.rows = heads;
+    a.heads = e.heads;
+    a.queries = static_cast<int32_t>(e.queries);
+    a.keys = static_cast<int32_t>(e.keys);
+    a.head_dim = static_cast<int32_t>(p.head_dim);
+    a.value_dim = static_cast<int32_t>(p.value_dim);
+    a.scale = static_cast<float>(p.scale);
+    work.start();
+    launch_backward(&work, runtime_->multiprocessors(), problem, out, a);
+    end(&work);
+    kernel_ms_ = kernel_ms_ + forward_ms;
   }
 
   void bias(const BiasProblem& p, AbortFlag abort) override {
