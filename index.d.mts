@@ -1,2 +1,2 @@
-export { open, AttentionBiasError } from './dist/index.js';
+export { open, AttentionBiasError, loadMultihead } from './dist/index.js';
 export type * from './dist/index.js';

@@ -11,7 +11,7 @@ import { parseArgs } from 'node:util';
 const require = createRequire(import.meta.url);
 const { open } = require('../dist/index.js');
 const { runJob } = require('../dist/job.js');
-const { compareOutputs, operations, TOLERANCES } = require('../dist/conformance.js');
+const { compareOutputs, operations } = require('../dist/conformance.js');
 const { openSafetensors } = require('../dist/formats/index.js');
 
 const { values: options } = parseArgs({
@@ -36,7 +36,7 @@ async function problemsOf({ name, op }, device, precision) {
     const outputs = await runJob(join(vectors, name, 'job.json'), { device });
     const expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
     try {
-      return await compareOutputs(op, outputs, expected, TOLERANCES[precision]);
+      return await compareOutputs(op, outputs, expected, precision);
     } finally {
       await expected.close();
       for (const tensor of Object.values(outputs)) tensor.dispose();

@@ -15,7 +15,8 @@ export interface NativeTensor {
 }
 
 /** The operations of a native device, by name. */
-export type OperationName = 'prepare' | 'selfTest' | 'attention' | 'bias' | 'router' | 'project' | 'copy';
+export type OperationName =
+  'prepare' | 'selfTest' | 'attention' | 'bias' | 'linear' | 'multihead' | 'router' | 'project' | 'copy';
 
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
 export type NativeOperation = (id: number, args: object) => Promise<Record<string, NativeTensor>>;
@@ -91,6 +92,8 @@ export interface NativeBinding {
   referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
+  /** of `multihead` */
+  referenceMultihead(args: object): Float64Array;
   /**
    * What this machine does at most by an instruction set on some threads, for the benchmarks: float32 multiply-adds and
    * vdpbf16ps (0: none) in GFLOP/s, stores to and loads from large memory in GB/s. Blocks the thread for half a second.

@@ -13,12 +13,21 @@ import type { Precision } from './device.js';
 import type { SafetensorsFile } from './formats/safetensors.js';
 import type { JobOutputs } from './job.js';
 
-type Operation = 'attention' | 'bias' | 'router' | 'project';
+type Operation = 'attention' | 'bias' | 'multihead' | 'router' | 'project';
 /** The operations that are built. */
-export const operations: readonly string[] = ['attention', 'bias', 'router', 'project'] satisfies Operation[];
+export const operations: readonly string[] = [
+  'attention',
+  'bias',
+  'multihead',
+  'router',
+  'project',
+] satisfies Operation[];
 
 /** Relative L2 tolerance of `attention` in each precision. */
 export const TOLERANCES: Record<Precision, number> = { f32: F32_TOLERANCE, tf32: 1e-3, bf16: 1e-2 };
+
+/** The same of gradients and of `multihead`. */
+export const GRADIENT_TOLERANCES: Record<Precision, number> = { f32: 1e-5, tf32: 2e-3, bf16: 2e-2 };
 
 /** What is wrong with one output. */
 function compareOutput(
@@ -26,11 +35,14 @@ function compareOutput(
   name: string,
   actual: Values,
   expected: Values,
-  tolerance: number,
+  precision: Precision,
 ): string[] {
+  const tolerance = TOLERANCES[precision];
   switch (op) {
     case 'attention':
       return compareNorm(actual, expected, tolerance, name === 'lse');
+    case 'multihead':
+      return compareNorm(actual, expected, GRADIENT_TOLERANCES[precision]);
     case 'router':
       return compareNorm(actual, expected, Math.max(ROUTER_TOLERANCE, tolerance));
     case 'bias':
@@ -42,12 +54,12 @@ function compareOutput(
   }
 }
 
-/** What is wrong with the outputs of a case of the conformance vectors; an empty list if nothing is. */
+/** What is wrong with the outputs of a case of the conformance vectors, computed in `precision`; an empty list if nothing is. */
 export async function compareOutputs(
   op: string,
   outputs: JobOutputs,
   expected: SafetensorsFile,
-  tolerance: number,
+  precision: Precision,
 ): Promise<string[]> {
   const problems: string[] = [];
   if (Object.keys(outputs).sort().join() !== [...expected.tensors.keys()].sort().join()) {
@@ -55,7 +67,7 @@ export async function compareOutputs(
   }
   const zero = JSON.parse(expected.metadata.get('exactZero') ?? '{}') as Record<string, number[]>;
   for (const [name, actual] of Object.entries(outputs)) {
-    const wrong = compareOutput(op as Operation, name, actual, await expected.read(name), tolerance);
+    const wrong = compareOutput(op as Operation, name, actual, await expected.read(name), precision);
     wrong.push(...compareZeroRows(actual, zero[name] ?? []));
     problems.push(...wrong.map((text) => `${name}: ${text}`));
   }

@@ -1,5 +1,7 @@
 export { open } from './open.js';
 export { AttentionBiasError } from './errors.js';
+export { loadMultihead } from './multihead-weights.js';
+export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
 export type * from './device.js';
 export type * from './terms.js';

@@ -19,8 +19,8 @@ export interface JobOptions {
 }
 
 /**
- * The outputs by the names that a job's result file has: `out` and `lse` (attention), `bias`, `weights` (router),
- * `bevCenters` and `cameraCenters` (project). They are the caller's to dispose.
+ * The outputs by the names that a job's result file has: `out` and `lse` (attention), `bias`, `out` (multihead),
+ * `weights` (router), `bevCenters` and `cameraCenters` (project). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
 
@@ -134,6 +134,13 @@ async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promis
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
+    case 'multihead': {
+      const { query, key, value, queryPos, keyPos, heads, bias, identity } = job;
+      const { inProjWeight, inProjBias, outProjWeight, outProjBias } = job;
+      const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
+      const args = { query, key, value, queryPos, keyPos, heads, ...weights, bias, identity, signal };
+      return { out: await device.multihead(args) };
+    }
     case 'router': {
       const { features, weight, bias } = job;
       return { weights: await device.router({ features, weight, bias, signal }) };

@@ -1,10 +1,14 @@
-import type { AttentionArgs, BiasArgs, Device, ProjectArgs, RouterArgs } from '../lib/device.js';
+import type { AttentionArgs, BiasArgs, Device, MultiheadArgs, ProjectArgs, RouterArgs } from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
 import type { Tensor } from '../lib/tensor.js';
 
 /** The arguments of an operation, with the operation's name. */
 export type Call =
-  ['attention', AttentionArgs] | ['bias', BiasArgs] | ['router', RouterArgs] | ['project', ProjectArgs];
+  | ['attention', AttentionArgs]
+  | ['bias', BiasArgs]
+  | ['multihead', MultiheadArgs]
+  | ['router', RouterArgs]
+  | ['project', ProjectArgs];
 
 function tensor(value: number, shape: readonly number[]): Tensor {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value);
@@ -36,6 +40,10 @@ export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
     bias: async (args) => {
       await note('bias', args);
       return tensor(3, [1, 1, 2, 5]) as Tensor<never>;
+    },
+    multihead: async (args) => {
+      await note('multihead', args);
+      return tensor(7, [1, 2, 4]);
     },
     router: async (args) => {
       await note('router', args);

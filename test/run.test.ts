@@ -34,12 +34,12 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
     [[], 'job.json: expected an object for the job but received []'],
     [null, 'job.json: expected an object for the job but received null'],
-    [{}, 'job.json: expected one of attention, bias, router, project for op but received nothing'],
+    [{}, 'job.json: expected one of attention, bias, multihead, router, project for op but received nothing'],
     [
       { op: 'atention' },
-      'job.json: expected one of attention, bias, router, project for op but received "atention"',
+      'job.json: expected one of attention, bias, multihead, router, project for op but received "atention"',
     ],
-    [{ op: 1 }, 'job.json: expected one of attention, bias, router, project for op but received 1'],
+    [{ op: 1 }, 'job.json: expected one of attention, bias, multihead, router, project for op but received 1'],
     [
       { ...attention, tensors: undefined },
       'job.json: expected the path of a safetensors file for tensors but received nothing',
@@ -150,7 +150,7 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
     [
       '{"op": "constructor"}',
-      'job.json: expected one of attention, bias, router, project for op but received "constructor"',
+      'job.json: expected one of attention, bias, multihead, router, project for op but received "constructor"',
     ],
   ])('%j', (job, sentence) => {
     expect(refusal(job)).toBe(sentence);
@@ -244,7 +244,24 @@ describe('runJob', () => {
       bevShape: [6, 7],
     };
     expect(await run(project)).toEqual(['bevCenters', 'cameraCenters']);
-    expect(calls.map(([op]) => op)).toEqual(['bias', 'router', 'project']);
+    const multihead = {
+      op: 'multihead',
+      query: 'q',
+      key: 'k',
+      value: 'k',
+      keyPos: 'w',
+      heads: 2,
+      inProjWeight: 'w',
+      outProjWeight: 'w',
+      bias: [{ type: 'causal' }],
+      identity: true,
+    };
+    expect(await run(multihead)).toEqual(['out']);
+    expect(calls.map(([op]) => op)).toEqual(['bias', 'router', 'project', 'multihead']);
+    const [q, k, w] = [tensors.q, tensors.k, tensors.w].map((tensor) => ({ ...tensor, dtype: 'float32' }));
+    const given = { query: q, key: k, value: k, keyPos: w, inProjWeight: w, outProjWeight: w };
+    const { bias, heads, identity } = multihead;
+    expect(calls[3]?.[1]).toEqual({ ...given, heads, bias, identity, signal: undefined });
     expect(calls[2]?.[1]).toMatchObject({
       pointCloudRange: [-1, -2, -3, 1, 2, 3.5],
       imageShape: [8, 9],

@@ -39,6 +39,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
        InstanceMethod<&Environment::reference_bias>("referenceBias"),
+       InstanceMethod<&Environment::reference_multihead>("referenceMultihead"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
@@ -183,6 +184,23 @@ Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
     const std::unique_ptr<Program> program = call.program();
     Napi::Float64Array out = doubles(env, element_count(bias_shape(*program), "out"));
     attention_bias::reference_bias(*program, out.Data());
+    return out;
+  });
+}
+
+Napi::Value Environment::reference_multihead(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceMultihead", ErrorCode::kValue);
+    const MultiheadCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const MultiheadProblem problem = call.problem(&program);
+    const Extent& e = problem.extent;
+    Napi::Float64Array out = doubles(env, element_count({e.batch, e.queries, problem.features}, "out"));
+    attention_bias::reference_multihead(problem, out.Data());
     return out;
   });
 }

@@ -26,6 +26,7 @@ Napi::Function Device::define(Napi::Env env) {
   return DefineClass(
       env, "Device",
       {InstanceMethod<&Device::attention>("attention"), InstanceMethod<&Device::bias>("bias"),
+       InstanceMethod<&Device::linear>("linear"), InstanceMethod<&Device::multihead>("multihead"),
        InstanceMethod<&Device::router>("router"), InstanceMethod<&Device::project>("project"),
        InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
        InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
@@ -91,6 +92,10 @@ Napi::Value Device::attention(const Napi::CallbackInfo& info) {
   return start(info, "attention", read_attention);
 }
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
+Napi::Value Device::linear(const Napi::CallbackInfo& info) { return start(info, "linear", read_linear); }
+Napi::Value Device::multihead(const Napi::CallbackInfo& info) {
+  return start(info, "multihead", read_multihead);
+}
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
 

@@ -34,6 +34,8 @@ class Device : public Napi::ObjectWrap<Device> {
   // the caller's, is for abort().
   Napi::Value attention(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
+  Napi::Value linear(const Napi::CallbackInfo& info);
+  Napi::Value multihead(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);
   Napi::Value project(const Napi::CallbackInfo& info);
   Napi::Value copy(const Napi::CallbackInfo& info);

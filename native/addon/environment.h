@@ -42,6 +42,7 @@ class Environment : public Napi::Addon<Environment> {
   void set_external_limit(const Napi::CallbackInfo& info);
   Napi::Value reference_attention(const Napi::CallbackInfo& info);
   Napi::Value reference_bias(const Napi::CallbackInfo& info);
+  Napi::Value reference_multihead(const Napi::CallbackInfo& info);
   Napi::Value measure_peaks(const Napi::CallbackInfo& info);
 
   static void teardown(void* environment);

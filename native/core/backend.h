@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "core/multihead.h"
 #include "core/operations.h"
 #include "core/values.h"
 
@@ -68,6 +69,8 @@ class Backend {
   // ERR_MEMORY where memory can't be had, ERR_VALUE for a precision or dtype that the backend lacks.
   virtual void attention(const AttentionProblem& problem, AbortFlag abort) = 0;
   virtual void bias(const BiasProblem& problem, AbortFlag abort) = 0;
+  virtual void linear(const LinearProblem& problem, AbortFlag abort) = 0;
+  virtual void multihead(const MultiheadProblem& problem, AbortFlag abort) = 0;
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;
   virtual void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) = 0;

@@ -2,6 +2,7 @@
 // nothing clever.
 #pragma once
 
+#include "core/multihead.h"
 #include "core/operations.h"
 
 namespace attention_bias {
@@ -11,5 +12,10 @@ void reference_attention(const AttentionProblem& problem, double* out, double* l
 
 // bias_shape(bias) in float64.
 void reference_bias(const Program& bias, double* out);
+
+// The output in its own layout.
+void reference_linear(const LinearProblem& problem, double* out);
+// out [B, Q, E]; between its parts rounded to float32, the parts' type, which costs 6e-8.
+void reference_multihead(const MultiheadProblem& problem, double* out);
 
 }  // namespace attention_bias
