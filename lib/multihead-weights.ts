@@ -27,7 +27,10 @@ const shapeOf = ({ shape }: { shape: readonly number[] }): string => `[${shape.j
  *   at its end; `''` where the file holds nothing else
  * @throws AttentionBiasError ERR_FORMAT for tensors that are missing or of such a module, ERR_SHAPE, ERR_DTYPE, ERR_IO
  */
-export async function loadMultihead(file: SafetensorsFile | string, prefix: string): Promise<LoadedMultihead> {
+export async function loadMultihead(
+  file: SafetensorsFile | string,
+  prefix: string,
+): Promise<LoadedMultihead> {
   if (typeof file !== 'string') return load(file, prefix);
   await using opened = await openSafetensors(file);
   return await load(opened, prefix);

@@ -207,7 +207,11 @@ const linearCase: Case = {
   name: 'linear',
   tolerance: always(1e-5),
   run: async (device) => {
-    const [input, weight, bias] = [tensor([2, 35, 50], normal), tensor([70, 50], normal), tensor([70], normal)];
+    const [input, weight, bias] = [
+      tensor([2, 35, 50], normal),
+      tensor([70, 50], normal),
+      tensor([70], normal),
+    ];
     using out = await device.linear({ input, weight, bias });
     const want = Float64Array.from(out.data, (_, i) => {
       const [row, n] = [Math.floor(i / 70), i % 70];

@@ -67,7 +67,9 @@ test('smoke passes on every instruction set, under 10 s', () => {
     const names = results
       .filter(({ device }) => device === `cpu ${level}`)
       .map(({ name }) => name.split(' ')[0]);
-    expect(new Set(names)).toEqual(new Set(['attention', 'bias', 'linear', 'multihead', 'router', 'project']));
+    expect(new Set(names)).toEqual(
+      new Set(['attention', 'bias', 'linear', 'multihead', 'router', 'project']),
+    );
   }
   expect(cli(['smoke'])).toMatchObject({
     status: 0,

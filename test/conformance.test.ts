@@ -125,12 +125,15 @@ describe.each(levels)('%s, bf16', (isa) => {
     device.close();
   });
 
-  test.each(built.filter(({ op }) => op === 'attention' || op === 'multihead'))('$name', async ({ name, op }) => {
-    const outputs = await runJob(jobOf(name), { device });
-    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-    const problems = await compareOutputs(op, outputs, expected, 'bf16');
-    expect({ name, problems }).toEqual({ name, problems: [] });
-  });
+  test.each(built.filter(({ op }) => op === 'attention' || op === 'multihead'))(
+    '$name',
+    async ({ name, op }) => {
+      const outputs = await runJob(jobOf(name), { device });
+      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+      const problems = await compareOutputs(op, outputs, expected, 'bf16');
+      expect({ name, problems }).toEqual({ name, problems: [] });
+    },
+  );
 });
 
 /** The CUDA backend upon the emulator (test/native/emulator.h), built by scripts/build-emulated.js where CMake is there. */
@@ -138,31 +141,28 @@ const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node'
 const canEmulate = spawnSync('cmake', ['--version']).status === 0;
 const precisions = ['f32', 'tf32', 'bf16'] as const;
 
-(canEmulate ? describe : describe.skip).each(precisions)(
-  'CUDA, emulated, %s',
-  (precision) => {
-    let device: Device;
-    beforeAll(async () => {
-      // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
-      device = await openCuda(require(emulated) as NativeBinding, 0, 'device', { precision });
-      expect(device.info).toMatchObject({ backend: 'cuda', name: 'emulated on the CPU' });
-    });
-    afterAll(() => {
-      device.close();
-    });
+(canEmulate ? describe : describe.skip).each(precisions)('CUDA, emulated, %s', (precision) => {
+  let device: Device;
+  beforeAll(async () => {
+    // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
+    device = await openCuda(require(emulated) as NativeBinding, 0, 'device', { precision });
+    expect(device.info).toMatchObject({ backend: 'cuda', name: 'emulated on the CPU' });
+  });
+  afterAll(() => {
+    device.close();
+  });
 
-    test.each(built)('$name', async ({ name, op }) => {
-      const outputs = await runJob(jobOf(name), { device });
-      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-      const problems = await compareOutputs(op, outputs, expected, precision);
-      expect({ name, problems }).toEqual({ name, problems: [] });
-      expect({ name, bits: bits(await runJob(jobOf(name), { device })) }).toEqual({
-        name,
-        bits: bits(outputs),
-      });
+  test.each(built)('$name', async ({ name, op }) => {
+    const outputs = await runJob(jobOf(name), { device });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    const problems = await compareOutputs(op, outputs, expected, precision);
+    expect({ name, problems }).toEqual({ name, problems: [] });
+    expect({ name, bits: bits(await runJob(jobOf(name), { device })) }).toEqual({
+      name,
+      bits: bits(outputs),
     });
-  },
-);
+  });
+});
 
 interface ExpectedError {
   exit: number;
@@ -230,22 +230,19 @@ describe('attention-bias run', () => {
     'multihead-full',
     'router-0',
     'project-6-cameras',
-  ])(
-    'writes %s',
-    async (name) => {
-      await using folder = await temporaryFolder();
-      const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
-      expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
-        status: 0,
-        stdout: '',
-        lines: 2,
-      });
-      await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
-      await using written = await openSafetensors(folder.file('out.safetensors'));
-      const outputs: Record<string, HostTensor> = {};
-      for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
-      const { op } = built.find((item) => item.name === name) ?? { op: '' };
-      expect(await compareOutputs(op, outputs as unknown as JobOutputs, expected, 'f32')).toEqual([]);
-    },
-  );
+  ])('writes %s', async (name) => {
+    await using folder = await temporaryFolder();
+    const { status, stderr, stdout } = run(jobOf(name), folder.file('out.safetensors'));
+    expect({ status, stdout, lines: stderr.split('\n').length }).toEqual({
+      status: 0,
+      stdout: '',
+      lines: 2,
+    });
+    await using expected = await openSafetensors(join(vectors, name, 'expected.safetensors'));
+    await using written = await openSafetensors(folder.file('out.safetensors'));
+    const outputs: Record<string, HostTensor> = {};
+    for (const output of written.tensors.keys()) outputs[output] = await written.read(output);
+    const { op } = built.find((item) => item.name === name) ?? { op: '' };
+    expect(await compareOutputs(op, outputs as unknown as JobOutputs, expected, 'f32')).toEqual([]);
+  });
 });

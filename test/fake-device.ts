@@ -1,4 +1,11 @@
-import type { AttentionArgs, BiasArgs, Device, MultiheadArgs, ProjectArgs, RouterArgs } from '../lib/device.js';
+import type {
+  AttentionArgs,
+  BiasArgs,
+  Device,
+  MultiheadArgs,
+  ProjectArgs,
+  RouterArgs,
+} from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
 import type { Tensor } from '../lib/tensor.js';
 

@@ -10,7 +10,7 @@ import { referenceMultihead } from '../lib/reference.js';
 import { temporaryFolder } from './formats/temporary.js';
 import { expectError, random, relativeError, uniform, type Dense } from './support.js';
 import type { NativeBinding } from '../lib/binding.js';
-import type { BiasTerm, Device, MultiheadArgs, Tensor, TensorLike } from '../lib/index.js';
+import type { BiasTerm, Device, ErrorCode, MultiheadArgs, Tensor, TensorLike } from '../lib/index.js';
 
 const seed = 20;
 
@@ -127,7 +127,7 @@ describe('arguments', () => {
     await expectError(() => device.multihead(same), 'ERR_VALUE', 'memory of its own', 'out', 'query');
   });
 
-  test.each([
+  test.each<[object, ErrorCode, ...string[]]>([
     [{ heads: 5 }, 'ERR_VALUE', 'a divisor of E = 24 for heads but received 5'],
     [{ heads: 0 }, 'ERR_VALUE', 'heads but received 0'],
     [{ heads: 1.5 }, 'ERR_VALUE', 'an integer for heads but received 1.5'],
@@ -150,17 +150,17 @@ describe('arguments', () => {
       'ERR_DTYPE',
       'float32 [B, K, E] for key but received int32 [2, 40, 24]',
     ],
-  ] as const)('multihead refuses %j', async (changes, code, ...words) => {
+  ])('multihead refuses %j', async (changes, code, ...words) => {
     await expectError(call(changes), code, ...words);
   });
 
-  test.each([
+  test.each<[object, ErrorCode, ...string[]]>([
     [{ weight: floats(5, 7) }, 'ERR_SHAPE', '[.., E] = [3, 4, 7] for input but received [3, 4, 8]'],
     [{ weight: floats(8) }, 'ERR_SHAPE', '[N, E] for weight but received [8]'],
     [{ bias: floats(4) }, 'ERR_SHAPE', '[N] = [5] for bias but received [4]'],
     [{ out: floats(3, 4, 8) }, 'ERR_SHAPE', '[3, 4, 5] for out but received [3, 4, 8]'],
     [{ heads: 2 }, 'ERR_VALUE', 'no other fields', '"heads"'],
-  ] as const)('linear refuses %j', async (changes, code, ...words) => {
+  ])('linear refuses %j', async (changes, code, ...words) => {
     const good = { input: floats(3, 4, 8), weight: floats(5, 8) };
     await expectError(() => device.linear({ ...good, ...changes }), code, ...words);
   });

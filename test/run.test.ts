@@ -39,7 +39,10 @@ describe('parseJob refuses in one line that names the field, what it holds and w
       { op: 'atention' },
       'job.json: expected one of attention, bias, multihead, router, project for op but received "atention"',
     ],
-    [{ op: 1 }, 'job.json: expected one of attention, bias, multihead, router, project for op but received 1'],
+    [
+      { op: 1 },
+      'job.json: expected one of attention, bias, multihead, router, project for op but received 1',
+    ],
     [
       { ...attention, tensors: undefined },
       'job.json: expected the path of a safetensors file for tensors but received nothing',

@@ -7,14 +7,23 @@ const { openSafetensors, writeSafetensors } = require('../../dist/formats/index.
 
 /** The tensors of each kind of case, but for its terms'. */
 const shapes = {
-  attention: ({ shape: [b, h, q, k, d] }) => ({ query: [b, h, q, d], key: [b, h, k, d], value: [b, h, k, d] }),
+  attention: ({ shape: [b, h, q, k, d] }) => ({
+    query: [b, h, q, d],
+    key: [b, h, k, d],
+    value: [b, h, k, d],
+  }),
   multihead({ shape: [b, h, q, k, d] }) {
     const e = h * d;
     const [query, key] = [
       [b, q, e],
       [b, k, e],
     ];
-    const weights = { inProjWeight: [3 * e, e], inProjBias: [3 * e], outProjWeight: [e, e], outProjBias: [e] };
+    const weights = {
+      inProjWeight: [3 * e, e],
+      inProjBias: [3 * e],
+      outProjWeight: [e, e],
+      outProjBias: [e],
+    };
     return { query, key, value: key, keyPos: key, ...weights };
   },
   bias: () => ({}),

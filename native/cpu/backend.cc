@@ -26,15 +26,14 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                      \
-  Kernels {                                                                                                  \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                          \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,         \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,               \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::linear_panels,               \
-        isa::packed_weight_floats, isa::pack_weight, isa::linear_scratch_floats, isa::linear,                \
-        isa::bias_rows, isa::bias_copies,                                                                    \
-        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read                                        \
+#define AB_KERNELS(isa)                                                                                 \
+  Kernels {                                                                                             \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                     \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,    \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,          \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::linear_panels,          \
+        isa::packed_weight_floats, isa::pack_weight, isa::linear_scratch_floats, isa::linear,           \
+        isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read \
   }
 
 // Best last.

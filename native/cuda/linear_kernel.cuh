@@ -24,13 +24,14 @@ constexpr int kLinearThreads = 256;
 
 template <int kMicroTile>
 struct LinearTile {
-  static constexpr int kMicro = kMicroTile;  // rows and outputs of a thread, in groups of 4 that are kGroup apart
+  static constexpr int kMicro =
+      kMicroTile;  // rows and outputs of a thread, in groups of 4 that are kGroup apart
   static constexpr int kSide = 16 * kMicro;  // rows and outputs of a block
   static constexpr int kGroup = 64;
   static constexpr int kDepth = 8;  // features of a slice
   static constexpr int kStride = kSide + 4;
   static constexpr int kOperandFloats = kDepth * kStride;
-  static constexpr int kRuns = kSide * kDepth / 4;  // of 4 features, of an operand's slice
+  static constexpr int kRuns = kSide * kDepth / 4;           // of 4 features, of an operand's slice
   static constexpr int kLoads = 2 * kRuns / kLinearThreads;  // of a thread
   static constexpr size_t kSharedBytes = sizeof(float) * 2 * 2 * kOperandFloats;
 };

@@ -1,6 +1,5 @@
-#include "cuda/linear_launch.cuh"
-
 #include "cuda/linear_kernel.cuh"
+#include "cuda/linear_launch.cuh"
 
 namespace attention_bias::cuda {
 

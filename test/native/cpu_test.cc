@@ -764,8 +764,8 @@ void on_every_backend(Run run) {
 void check_linear_everywhere(LinearCase& c) {
   std::vector<float> first;
   on_every_backend([&](cpu::Backend* backend, int threads) {
-    greatest_linear_error = std::fmax(
-        greatest_linear_error, check_linear(c, [&] { backend->linear(c.problem, nullptr); }));
+    greatest_linear_error =
+        std::fmax(greatest_linear_error, check_linear(c, [&] { backend->linear(c.problem, nullptr); }));
     const std::vector<float> got = c.out->values();
     if (threads == 1) first = got;
     CHECK(std::memcmp(first.data(), got.data(), got.size() * 4) == 0);

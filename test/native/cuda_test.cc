@@ -294,8 +294,8 @@ void by_linear_kernel(const LinearProblem& p) {
   using T = cuda::LinearTile<kMicro>;
   cuda::Runtime runtime(0, 0);
   const int64_t blocks = cuda::ceil_div(p.rows(), T::kSide) * cuda::ceil_div(p.outputs, T::kSide);
-  runtime.launch(cuda::linear_kernel<kMicro>, cuda::grid_of(blocks, 1), cuda::kLinearThreads,
-                 T::kSharedBytes, p);
+  runtime.launch(cuda::linear_kernel<kMicro>, cuda::grid_of(blocks, 1), cuda::kLinearThreads, T::kSharedBytes,
+                 p);
   runtime.synchronize();
 }
 
@@ -333,9 +333,8 @@ void multihead(uint32_t seeds) {
       const auto device = backend(seed);
       for (int time = 0; time < 2; ++time) {
         greatest_multihead[i] =
-            std::fmax(greatest_multihead[i], check_multihead(*c, kTolerances[i], [&] {
-                        device->multihead(c->problem, nullptr);
-                      }));
+            std::fmax(greatest_multihead[i],
+                      check_multihead(*c, kTolerances[i], [&] { device->multihead(c->problem, nullptr); }));
       }
     }
   }

@@ -97,8 +97,8 @@ inline std::unique_ptr<LinearCase> random_linear(uint32_t seed) {
   return c;
 }
 
-// Runs a linear layer by run() and holds each of its outputs against the reference; returns the greatest error
-// over what was summed up.
+// Runs a linear layer by run() and holds each of its outputs against the reference; returns the greatest
+// error over what was summed up.
 template <class Run>
 double check_linear(LinearCase& c, Run run) {
   constexpr double kTolerance = 1e-6;
@@ -138,9 +138,7 @@ inline std::unique_ptr<MultiheadCase> random_multihead(uint32_t seed) {
   const int64_t batch = r.integer(1, 3), queries = r.chance(0.2) ? r.integer(1, 3) : r.integer(1, 70);
   // The same tensor in several roles: keys and values alike, or all three.
   const bool self = r.chance(0.3), memory = r.chance(0.5);
-  const int64_t keys = self                ? queries
-                       : r.chance(0.1)     ? r.integer(1000, 2200)
-                                           : r.integer(1, 150);
+  const int64_t keys = self ? queries : r.chance(0.1) ? r.integer(1000, 2200) : r.integer(1, 150);
   const auto tensor = [&](const Shape& shape, const char* name) {
     return c->tensors.f32(shape, name, [&] { return r.normal(); });
   };
@@ -192,7 +190,8 @@ void check_hidden_rows(Run run) {
     Tensors t;
     const auto next = [&] { return r.normal(); };
     const TensorView query = t.f32({1, 5, 6}, "query", next), key = t.f32({1, 9, 6}, "key", next);
-    const TensorView in_weight = t.f32({18, 6}, "inProjWeight", next), pos = t.f32({1, 5, 6}, "queryPos", next);
+    const TensorView in_weight = t.f32({18, 6}, "inProjWeight", next),
+                     pos = t.f32({1, 5, 6}, "queryPos", next);
     const TensorView out_weight = t.f32({6, 6}, "outProjWeight", next), bias = t.f32({6}, "bias", next);
     MultiheadProblem p =
         multihead_problem({&query, &key, &key, &pos, nullptr, &in_weight, nullptr, &out_weight, &bias}, 2);
