@@ -136,6 +136,7 @@ constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 // Rows of a linear layer that pass by its panels together: they stay in L2, and are multiples of a kernel's
 // tile.
 constexpr int64_t kLinearRows = 96, kLeastLinearRows = 6;
+constexpr int64_t kPackAlone = 128 * 1024;  // weights that are packed before another thread has woken up
 constexpr int64_t kLinearRunFloats = 128 * 1024;  // of their features: 512 KB
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
@@ -537,7 +538,11 @@ void Backend::linear(const LinearProblem& p, AbortFlag abort) {
   const Kernels& kernels = s.isa.kernels;
   const int64_t panels = kernels.linear_panels(p);
   float* const packed = s.packed.floats(kernels.packed_weight_floats(p));
-  s.run(panels, abort, [&](int64_t panel, int) { kernels.pack_weight(p, panel, packed); });
+  if (p.outputs * p.features <= kPackAlone) {
+    for (int64_t panel = 0; panel < panels; ++panel) kernels.pack_weight(p, panel, packed);
+  } else {
+    s.run(panels, abort, [&](int64_t panel, int) { kernels.pack_weight(p, panel, packed); });
+  }
 
   const int64_t fit = kLinearRunFloats / p.features / kLeastLinearRows * kLeastLinearRows;
   const int64_t run = std::clamp(fit, kLeastLinearRows, kLinearRows);

@@ -25,12 +25,15 @@ constexpr int64_t kDepth = 256;
 
 AB_INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// sums[NR][kPanel] += rows·weight over `depth` features, of NV vectors of outputs.
-template <int NR, int NV>
-AB_INLINE void add_tile(const float* rows, int64_t stride, const float* weight, int64_t depth, float* sums) {
+// sums[NR][kPanel] += rows·weight over `depth` features, of NV vectors of outputs. With kAhead the tile's worth
+// of memory from `ahead` on is asked for meanwhile.
+template <int NR, int NV, bool kAhead>
+AB_INLINE void add_tile(const float* rows, int64_t stride, const float* weight, int64_t depth, float* sums,
+                        const float* ahead) {
   Vec sum[NR][NV];
   clear_rows(sum);
   for (int64_t e = 0; e < depth; ++e, ++rows, weight += kPanel) {
+    if (kAhead) __builtin_prefetch(ahead + e * kTileRows, 0, 2);
     Vec w[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) w[v] = load(weight + v * kLanes);
@@ -51,26 +54,27 @@ AB_INLINE void add_tile(const float* rows, int64_t stride, const float* weight, 
   }
 }
 
-template <int NV>
+template <int NV, bool kAhead>
 AB_INLINE void add_rows_of(const float* rows, int64_t stride, int64_t count, const float* weight,
                            int64_t depth, float* sums) {
   int64_t r = 0;
   for (; r + kTileRows <= count; r += kTileRows) {
-    add_tile<kTileRows, NV>(rows + r * stride, stride, weight, depth, sums + r * kPanel);
+    const float* at = rows + r * stride;
+    add_tile<kTileRows, NV, kAhead>(at, stride, weight, depth, sums + r * kPanel, at + kTileRows * stride);
   }
   const float* at = rows + r * stride;
   float* to = sums + r * kPanel;
   switch (count - r) {
     case 5:
-      return add_tile<5, NV>(at, stride, weight, depth, to);
+      return add_tile<5, NV, false>(at, stride, weight, depth, to, nullptr);
     case 4:
-      return add_tile<4, NV>(at, stride, weight, depth, to);
+      return add_tile<4, NV, false>(at, stride, weight, depth, to, nullptr);
     case 3:
-      return add_tile<3, NV>(at, stride, weight, depth, to);
+      return add_tile<3, NV, false>(at, stride, weight, depth, to, nullptr);
     case 2:
-      return add_tile<2, NV>(at, stride, weight, depth, to);
+      return add_tile<2, NV, false>(at, stride, weight, depth, to, nullptr);
     case 1:
-      return add_tile<1, NV>(at, stride, weight, depth, to);
+      return add_tile<1, NV, false>(at, stride, weight, depth, to, nullptr);
   }
 }
 
@@ -178,9 +182,10 @@ void linear(const LinearTask& task) {
       const int64_t depth = min_i64(kDepth, p.features - e);
       const float *at = rows + e, *part = weight + e * kPanel;
       if (2 * vectors > kPanelVectors) {
-        add_rows_of<kPanelVectors>(at, p.features, count, part, depth, sums);
+        if (panel == task.panel0) add_rows_of<kPanelVectors, true>(at, p.features, count, part, depth, sums);
+        else add_rows_of<kPanelVectors, false>(at, p.features, count, part, depth, sums);
       } else {  // the last panel has few outputs
-        add_rows_of<kPanelVectors / 2>(at, p.features, count, part, depth, sums);
+        add_rows_of<kPanelVectors / 2, false>(at, p.features, count, part, depth, sums);
       }
     }
     write(task, static_cast<int32_t>(n0), static_cast<int32_t>(n1), sums);
