@@ -71,7 +71,6 @@ class LinearBlock {
   struct Load {
     const float* row = nullptr;  // of feature 0; null beyond the last row
     const float* position = nullptr;
-    HeadLayout layout;
     float values[4];
   };
 
@@ -81,7 +80,9 @@ class LinearBlock {
 
   // Which operand this thread's run i is of (0: X, 1: W), its row in the tile, and which of the slice's runs.
   AB_DEVICE static int run_of(int i) { return i * kLinearThreads + thread_index(); }
-  AB_DEVICE static int operand_of(int i) { return run_of(i) / T::kRuns; }
+  AB_DEVICE static int operand_of(int i) {
+    return T::kRuns == kLinearThreads ? i : run_of(i) / T::kRuns;  // then known to the compiler
+  }
   AB_DEVICE static int row_of(int i) { return run_of(i) % T::kRuns / (T::kDepth / 4); }
   AB_DEVICE static int feature_of(int i) { return run_of(i) % (T::kDepth / 4) * 4; }
 
@@ -89,19 +90,24 @@ class LinearBlock {
     Load& load = loads_[i];
     if (operand_of(i) == 0) {
       const int64_t row = row0_ + row_of(i);
-      load.layout = p_.input_layout();
       if (row >= p_.rows()) return;
-      load.row = p_.input + load.layout.row(row / p_.tokens, row % p_.tokens);
+      load.row = p_.input + p_.input_layout().row(row / p_.tokens, row % p_.tokens);
       if (p_.position) load.position = p_.position + row * p_.features;
     } else {
       const int64_t output = column0_ + row_of(i);
-      load.layout = {1, 1, static_cast<int32_t>(p_.features)};
       if (output < p_.outputs) load.row = p_.weight + output * p_.features;
     }
   }
 
+  // Where feature e of a row is: of X, head by head.
+  AB_DEVICE int64_t column(int i, int32_t e) const {
+    return operand_of(i) == 0 && p_.input_heads > 1 ? p_.input_layout().column(e) : e;
+  }
+
   AB_DEVICE void load(int32_t slice) {
     const int32_t features = static_cast<int32_t>(p_.features);
+    const bool whole =
+        p_.input_layout().dim % 4 == 0;  // runs begin on 16 bytes, and end in their row and head
     AB_UNROLL
     for (int i = 0; i < T::kLoads; ++i) {
       Load& load = loads_[i];
@@ -109,9 +115,9 @@ class LinearBlock {
       AB_UNROLL
       for (int j = 0; j < 4; ++j) load.values[j] = 0.0f;
       if (!load.row) continue;
-      if (load.layout.dim % 4 == 0) {  // runs begin on 16 bytes and end within their row and head
+      if (whole) {
         if (e >= features) continue;
-        keep(load.values, load_16(load.row + load.layout.column(e)));
+        keep(load.values, load_16(load.row + column(i, e)));
         if (!load.position) continue;
         float position[4];
         keep(position, load_16(load.position + e));
@@ -121,7 +127,7 @@ class LinearBlock {
         AB_UNROLL
         for (int j = 0; j < 4; ++j) {
           if (e + j >= features) continue;
-          load.values[j] = load.row[load.layout.column(e + j)];
+          load.values[j] = load.row[column(i, e + j)];
           if (load.position) load.values[j] += load.position[e + j];
         }
       }
