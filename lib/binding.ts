@@ -21,6 +21,8 @@ export type OperationName =
   | 'attention'
   | 'attentionBackward'
   | 'bias'
+  | 'linear'
+  | 'multihead'
   | 'router'
   | 'routerBackward'
   | 'project'
@@ -108,6 +110,8 @@ export interface NativeBinding {
   referenceDeformable(
     args: object,
   ): Record<'out' | 'value' | 'samplingLocations' | 'attentionWeights', Float64Array>;
+  /** of `multihead` */
+  referenceMultihead(args: object): Float64Array;
   /**
    * What this machine does at most by an instruction set on some threads, for the benchmarks: float32 multiply-adds and
    * vdpbf16ps (0: none) in GFLOP/s, stores to and loads from large memory in GB/s. Blocks the thread for half a second.

@@ -15,12 +15,20 @@ import type { SafetensorsFile } from './formats/safetensors.js';
 import type { JobOutputs } from './job.js';
 
 type Operation =
-  'attention' | 'attention-backward' | 'bias' | 'router' | 'project' | 'deformable' | 'deformable-backward';
+  | 'attention'
+  | 'attention-backward'
+  | 'bias'
+  | 'multihead'
+  | 'router'
+  | 'project'
+  | 'deformable'
+  | 'deformable-backward';
 /** The operations that are built. */
 export const operations: readonly string[] = [
   'attention',
   'attention-backward',
   'bias',
+  'multihead',
   'router',
   'project',
   'deformable',
@@ -46,6 +54,7 @@ function compareOutput(
     case 'attention':
       return compareNorm(actual, expected, tolerance, name === 'lse');
     case 'attention-backward':
+    case 'multihead':
       return compareNorm(actual, expected, GRADIENT_TOLERANCES[precision]);
     case 'router':
       return compareNorm(actual, expected, Math.max(ROUTER_TOLERANCE, tolerance));

@@ -22,7 +22,7 @@ export interface JobOptions {
 /**
  * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
  * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `weights` (router), `bevCenters` and
- * `cameraCenters` (project), `out` (deformable), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
+ * `cameraCenters` (project), `out` (deformable, multihead), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
  * (deformable-backward). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
@@ -176,6 +176,13 @@ async function execute(
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
+    case 'multihead': {
+      const { query, key, value, queryPos, keyPos, heads, bias, identity } = job;
+      const { inProjWeight, inProjBias, outProjWeight, outProjBias } = job;
+      const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
+      const args = { query, key, value, queryPos, keyPos, heads, ...weights, bias, identity, signal };
+      return { out: await device.multihead(args) };
+    }
     case 'router': {
       const { features, weight, bias } = job;
       return { weights: await device.router({ features, weight, bias, signal }) };

@@ -16,6 +16,8 @@ import type {
   Device,
   DeviceInfo,
   Precision,
+  LinearArgs,
+  MultiheadArgs,
   ProjectArgs,
   ProjectResult,
   RouterArgs,
@@ -143,6 +145,17 @@ export class NativeDevice implements Device {
   bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
   async bias(args: BiasArgs): Promise<Tensor<DType>> {
     return (await this.#run('bias', args, { out: requireArgs(args).out })).out;
+  }
+
+  async linear(args: LinearArgs): Promise<Tensor> {
+    return (await this.#run('linear', args, { out: requireArgs(args).out })).out;
+  }
+
+  async multihead(args: MultiheadArgs): Promise<Tensor> {
+    const { precision = this.#precision, ...rest } = requireArgs(args);
+    requirePrecision(this.info.backend, precision);
+    const withPrecision: MultiheadArgs = { ...rest, precision };
+    return (await this.#run('multihead', withPrecision, { out: rest.out })).out;
   }
 
   async router(args: RouterArgs): Promise<Tensor> {

@@ -1,6 +1,12 @@
 import { callNative } from './errors.js';
 import { native } from './native.js';
-import type { AttentionArgs, BackwardArgs, BiasArgs, DeformableBackwardArgs } from './device.js';
+import type {
+  AttentionArgs,
+  BackwardArgs,
+  BiasArgs,
+  DeformableBackwardArgs,
+  MultiheadArgs,
+} from './device.js';
 
 /**
  * The slow float64 evaluation of `attention`, for tests and self-tests: out [B, H, Q, Dv] and lse [B, H, Q]. Blocks the
@@ -32,4 +38,11 @@ export function referenceDeformable(
   args: Pick<DeformableBackwardArgs, DeformableTensors | 'spatialShapes' | 'gradOut'>,
 ): Record<'out' | DeformableTensors, Float64Array> {
   return callNative(() => native().referenceDeformable(args));
+}
+
+/** The same of `multihead`: [B, Q, E]. */
+export function referenceMultihead(
+  args: Omit<MultiheadArgs, 'out' | 'memory' | 'signal' | 'precision'>,
+): Float64Array {
+  return callNative(() => native().referenceMultihead(args));
 }

@@ -7,7 +7,13 @@ import { GRADIENT_TOLERANCES, TOLERANCES } from './conformance.js';
 import { gradientsWithPath } from './gradients.js';
 import type { Device, Precision } from './device.js';
 import { normalFrom, randomSource } from './random.js';
-import { referenceAttention, referenceBackward, referenceBias, referenceDeformable } from './reference.js';
+import {
+  referenceAttention,
+  referenceBackward,
+  referenceBias,
+  referenceDeformable,
+  referenceMultihead,
+} from './reference.js';
 import type { TensorLike } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
@@ -228,6 +234,58 @@ function alibi(heads: number): BiasTerm[] {
   return [{ type: 'alibi', slopes }, { type: 'causal' }];
 }
 
+const linearCase: Case = {
+  name: 'linear',
+  tolerance: always(1e-5),
+  run: async (device) => {
+    const [input, weight, bias] = [
+      tensor([2, 35, 50], normal),
+      tensor([70, 50], normal),
+      tensor([70], normal),
+    ];
+    using out = await device.linear({ input, weight, bias });
+    const want = Float64Array.from(out.data, (_, i) => {
+      const [row, n] = [Math.floor(i / 70), i % 70];
+      let sum = bias.data[n] ?? NaN;
+      for (let e = 0; e < 50; e++)
+        sum += (input.data[row * 50 + e] ?? NaN) * (weight.data[n * 50 + e] ?? NaN);
+      return sum;
+    });
+    return relativeError(out.data, want);
+  },
+};
+
+function multiheadCase(
+  name: string,
+  [b, heads, q, k]: [number, number, number, number],
+  features: number,
+  bias: BiasTerm[],
+): Case {
+  return {
+    name: `multihead ${name}`,
+    tolerance: GRADIENT_TOLERANCES,
+    run: async (device) => {
+      const weight = (): number => normal() / Math.sqrt(features);
+      const args = {
+        query: tensor([b, q, features], normal),
+        key: tensor([b, k, features], normal),
+        value: tensor([b, k, features], normal),
+        queryPos: tensor([b, q, features], normal),
+        keyPos: tensor([b, k, features], normal),
+        heads,
+        inProjWeight: tensor([3 * features, features], weight),
+        inProjBias: tensor([3 * features], normal),
+        outProjWeight: tensor([features, features], weight),
+        outProjBias: tensor([features], normal),
+        bias,
+        identity: true,
+      };
+      using out = await device.multihead(args);
+      return relativeError(out.data, referenceMultihead(args));
+    },
+  };
+}
+
 const routerCase: Case = {
   name: 'router',
   tolerance: always(1e-5),
@@ -365,6 +423,9 @@ const cases: Case[] = [
   backwardCase('AQR stack', [2, 2, 60, 240], aqr(2, 60)),
   backwardCase('Swin', [8, 3, 16, 16], swin(3)),
   backwardCase('ALiBi causal', [1, 4, 128, 128], alibi(4)),
+  linearCase,
+  multiheadCase('AQR stack', [2, 4, 60, 240], 64, aqr(2, 60)),
+  multiheadCase('Swin', [8, 3, 16, 16], 48, swin(3)),
   routerCase,
   routerBackwardCase,
   projectCase,

@@ -68,7 +68,18 @@ test('smoke passes on every instruction set, under 10 s', () => {
       .filter(({ device }) => device === `cpu ${level}`)
       .map(({ name }) => name.split(' ')[0]);
     expect(new Set(names)).toEqual(
-      new Set(['attention', 'bias', 'router', 'project', 'deformable', 'deformable-backward']),
+      new Set([
+        'attention',
+        'attentionBackward',
+        'bias',
+        'linear',
+        'multihead',
+        'router',
+        'routerBackward',
+        'project',
+        'deformable',
+        'deformable-backward',
+      ]),
     );
   }
   expect(cli(['smoke'])).toMatchObject({

@@ -4,6 +4,7 @@ import type {
   DeformableArgs,
   DeformableBackwardArgs,
   Device,
+  MultiheadArgs,
   ProjectArgs,
   RouterArgs,
 } from '../lib/device.js';
@@ -14,6 +15,7 @@ import type { Tensor } from '../lib/tensor.js';
 export type Call =
   | ['attention', AttentionArgs]
   | ['bias', BiasArgs]
+  | ['multihead', MultiheadArgs]
   | ['router', RouterArgs]
   | ['project', ProjectArgs]
   | ['deformable', DeformableArgs]
@@ -49,6 +51,10 @@ export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
     bias: async (args) => {
       await note('bias', args);
       return tensor(3, [1, 1, 2, 5]) as Tensor<never>;
+    },
+    multihead: async (args) => {
+      await note('multihead', args);
+      return tensor(7, [1, 2, 4]);
     },
     router: async (args) => {
       await note('router', args);

@@ -44,15 +44,15 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     [null, 'job.json: expected an object for the job but received null'],
     [
       {},
-      'job.json: expected one of attention, bias, router, deformable, deformable-backward, project for op but received nothing',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received nothing',
     ],
     [
       { op: 'atention' },
-      'job.json: expected one of attention, bias, router, deformable, deformable-backward, project for op but received "atention"',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received "atention"',
     ],
     [
       { op: 1 },
-      'job.json: expected one of attention, bias, router, deformable, deformable-backward, project for op but received 1',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received 1',
     ],
     [
       { ...attention, tensors: undefined },
@@ -180,7 +180,7 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
     [
       '{"op": "constructor"}',
-      'job.json: expected one of attention, bias, router, deformable, deformable-backward, project for op but received "constructor"',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received "constructor"',
     ],
   ])('%j', (job, sentence) => {
     expect(refusal(job)).toBe(sentence);
@@ -290,6 +290,24 @@ describe('runJob', () => {
     ]);
     expect(calls[3]?.[1]).toMatchObject({ spatialShapes: [[2, 3]] });
     expect(calls[4]?.[1]).toMatchObject({ spatialShapes: [[2, 3]], deterministic: true });
+    const multihead = {
+      op: 'multihead',
+      query: 'q',
+      key: 'k',
+      value: 'k',
+      keyPos: 'w',
+      heads: 2,
+      inProjWeight: 'w',
+      outProjWeight: 'w',
+      bias: [{ type: 'causal' }],
+      identity: true,
+    };
+    expect(await run(multihead)).toEqual(['out']);
+    expect(calls[5]?.[0]).toBe('multihead');
+    const [q, k, w] = [tensors.q, tensors.k, tensors.w].map((tensor) => ({ ...tensor, dtype: 'float32' }));
+    const given = { query: q, key: k, value: k, keyPos: w, inProjWeight: w, outProjWeight: w };
+    const { bias, heads, identity } = multihead;
+    expect(calls[5]?.[1]).toEqual({ ...given, heads, bias, identity, signal: undefined });
     expect(calls[2]?.[1]).toMatchObject({
       pointCloudRange: [-1, -2, -3, 1, 2, 3.5],
       imageShape: [8, 9],

@@ -5,21 +5,38 @@ import { drawTensors, makePool, sizeOf, withTensors } from '../cases.mjs';
 const require = createRequire(import.meta.url);
 const { openSafetensors, writeSafetensors } = require('../../dist/formats/index.js');
 
-const isAttention = ({ kind }) => kind === 'attention';
-const isDeformable = ({ kind }) => kind.startsWith('deformable');
-
-function* attentionShapes({ shape: [b, h, q, k, d] }) {
-  yield ['query', [b, h, q, d]];
-  yield ['key', [b, h, k, d]];
-  yield ['value', [b, h, k, d]];
-}
-
-function* deformableShapes({ levels, queries, heads, points, channels }) {
-  const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
-  yield ['value', [1, pixels, heads, channels]];
-  yield ['attentionWeights', [1, queries, heads, levels.length, points]];
-  yield ['gradOut', [1, queries, heads * channels]];
-}
+/** The tensors of each kind of case, but for its terms'. */
+const shapes = {
+  attention: ({ shape: [b, h, q, k, d] }) => ({
+    query: [b, h, q, d],
+    key: [b, h, k, d],
+    value: [b, h, k, d],
+  }),
+  multihead({ shape: [b, h, q, k, d] }) {
+    const e = h * d;
+    const [query, key] = [
+      [b, q, e],
+      [b, k, e],
+    ];
+    const weights = {
+      inProjWeight: [3 * e, e],
+      inProjBias: [3 * e],
+      outProjWeight: [e, e],
+      outProjBias: [e],
+    };
+    return { query, key, value: key, keyPos: key, ...weights };
+  },
+  bias: () => ({}),
+  deformable({ levels, queries, heads, points, channels }) {
+    const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
+    return {
+      value: [1, pixels, heads, channels],
+      attentionWeights: [1, queries, heads, levels.length, points],
+      gradOut: [1, queries, heads * channels],
+    };
+  },
+};
+const shapesOf = (item) => Object.entries(shapes[item.kind.replace('-backward', '')](item));
 
 /**
  * Locations some pixels about a query's own place: where there are as many queries as pixels, the pixel's, as in an encoder; else
@@ -47,16 +64,18 @@ function samplingLocations({ levels, queries, heads, points }) {
   return { data, shape };
 }
 
-/** write(item, path) draws a case's query, key, value and terms' tensors. */
+/** write(item, path) draws a case's tensors. Weights are such that what they project is as large as before. */
 export function makeWriter(cases, tensors) {
-  const shapes = (item) =>
-    isAttention(item) ? [...attentionShapes(item)] : isDeformable(item) ? [...deformableShapes(item)] : [];
-  const sizes = cases.flatMap((item) => shapes(item).map(([, s]) => sizeOf(s)));
+  const sizes = cases.flatMap((item) => shapesOf(item).map(([, shape]) => sizeOf(shape)));
   const draw = makePool(Math.max(1, ...sizes));
   return (item, path) => {
     const drawn = drawTensors(item.bias, tensors);
-    for (const [name, shape] of shapes(item)) drawn[name] = draw(shape);
-    if (isDeformable(item)) drawn.samplingLocations = samplingLocations(item);
+    for (const [name, shape] of shapesOf(item)) {
+      const { data } = draw(shape);
+      const scale = name.endsWith('Weight') ? shape[1] ** -0.5 : 1;
+      drawn[name] = { data: scale === 1 ? data : data.map((x) => scale * x), shape };
+    }
+    if (item.kind.startsWith('deformable')) drawn.samplingLocations = samplingLocations(item);
     return writeSafetensors(path, drawn);
   };
 }

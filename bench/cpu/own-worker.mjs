@@ -7,11 +7,19 @@ import { serve } from './serve.mjs';
 const require = createRequire(import.meta.url);
 const { open } = require('../../dist/index.js');
 
+const kinds = { attention, multihead, bias: dense };
+
 await serve(async ({ case: item, inputs, threads }) => {
   const device = await open({ device: 'cpu', threads });
   try {
     const { given, bias } = await openInputs(inputs, item);
-    const kinds = { attention, bias: dense, deformable, 'deformable-backward': deformableBackward };
+    const kinds = {
+      attention,
+      multihead,
+      bias: dense,
+      deformable,
+      'deformable-backward': deformableBackward,
+    };
     const { run, values, outputBytes } = kinds[item.kind](device, item, given, bias);
     return { version: device.info.isa, run, values, outputBytes, release: () => device.close() };
   } catch (error) {
@@ -73,7 +81,16 @@ function deformableBackward(device, { shape, levels }, given) {
   };
 }
 
-function dense(device, { shape, dtype, fresh }, given, bias) {
+function multihead(device, { shape: [b, h, q, , d] }, given, bias) {
+  const { query, key, value, keyPos, inProjWeight, inProjBias, outProjWeight, outProjBias } = given;
+  const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
+  const out = device.tensor([b, q, h * d]);
+  out.data.fill(1);
+  const args = { query, key, value, keyPos, heads: h, ...weights, bias, identity: true, out };
+  return { run: () => timed(() => device.multihead(args)), values: () => out.data, outputBytes: 0 };
+}
+
+function dense(device, { shape, dtype, fresh }, _, bias) {
   let out;
   if (!fresh) {
     out = device.tensor(shape, { dtype });

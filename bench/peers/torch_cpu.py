@@ -11,6 +11,7 @@ from cases import dense, mask_mod, read_safetensors, score_mod, visible
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 attention = torch.nn.functional.scaled_dot_product_attention
+linear = torch.nn.functional.linear
 
 
 def fill_modality(mask, case, named):
@@ -71,6 +72,19 @@ def compile_flex(case, named, qkv):
     return lambda: compiled(*qkv, score_mod=mod)
 
 
+def multihead(case, named, mask):
+    """What torch.nn.functional.multi_head_attention_forward computes, with the bias given and the query added."""
+    query, key = named["query"], named["key"] + named["keyPos"]
+    weights, biases = named["inProjWeight"].chunk(3), named["inProjBias"].chunk(3)
+    inputs = (query, key, named["value"])
+    q, k, v = (
+        linear(x, w, b).unflatten(-1, (case["shape"][1], -1)).transpose(1, 2)
+        for x, w, b in zip(inputs, weights, biases)
+    )
+    heads = attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return query + linear(heads, named["outProjWeight"], named["outProjBias"])
+
+
 def prepare(message):
     """(call, bytes of outputs that a call allocates)"""
     case, way = message["case"], message["way"]
@@ -86,6 +100,11 @@ def prepare(message):
         return prepare_deformable(case, named)
     qkv = [named[name] for name in ("query", "key", "value")]
     size = qkv[0].numel() * 4
+    if case["kind"] == "multihead":
+        if way == "built":
+            return lambda: multihead(case, named, build(case, named, torch.float32)), size
+        mask = build(case, named, torch.float32)
+        return lambda: multihead(case, named, mask), size
     if way == "bf16 given":
         mask, low = build(case, named, torch.bfloat16), [tensor.bfloat16() for tensor in qkv]
         return lambda: attention(*low, attn_mask=mask), size // 2

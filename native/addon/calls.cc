@@ -14,6 +14,10 @@ double read_scale(Fields* arguments) {
   return scale;
 }
 
+Precision read_precision(Fields* arguments) {
+  return static_cast<Precision>(arguments->choice("precision", {"f32", "tf32", "bf16"}));
+}
+
 std::unique_ptr<Program> build(const Extent& extent, const std::vector<AddTerm>& terms) {
   auto program = std::make_unique<Program>(extent);
   for (const AddTerm& add : terms) add(program.get());
@@ -32,7 +36,7 @@ AttentionCall::AttentionCall(Fields* arguments)
       key(arguments->tensor("key")),
       value(arguments->tensor("value")),
       scale(read_scale(arguments)),
-      precision(static_cast<Precision>(arguments->choice("precision", {"f32", "tf32", "bf16"}))) {
+      precision(read_precision(arguments)) {
   if (arguments->has("bias")) terms = read_terms(arguments, "bias");
 }
 
@@ -63,6 +67,31 @@ DeformableCall::DeformableCall(Fields* arguments)
 
 DeformableProblem DeformableCall::problem() const {
   return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
+}
+
+MultiheadCall::MultiheadCall(Fields* arguments)
+    : tensors{arguments->tensor("query"),
+              arguments->tensor("key"),
+              arguments->tensor("value"),
+              arguments->optional_tensor("queryPos"),
+              arguments->optional_tensor("keyPos"),
+              arguments->tensor("inProjWeight"),
+              arguments->optional_tensor("inProjBias"),
+              arguments->tensor("outProjWeight"),
+              arguments->optional_tensor("outProjBias")},
+      heads(arguments->integer("heads")),
+      identity(arguments->boolean("identity", false)),
+      precision(read_precision(arguments)) {
+  if (arguments->has("bias")) terms = read_terms(arguments, "bias");
+}
+
+MultiheadProblem MultiheadCall::problem(std::unique_ptr<Program>* program) const {
+  MultiheadProblem problem = multihead_problem(tensors, heads);
+  problem.identity = identity;
+  problem.precision = precision;
+  *program = build(problem.extent, terms);
+  problem.bias = program->get();
+  return problem;
 }
 
 BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {
@@ -155,6 +184,34 @@ Compute read_bias(Fields* arguments, Outputs* outputs) {
     problem.dtype = dtype;
     problem.out = outputs->take("out", bias_shape(*program), "[1|B, 1|H, Q, K]", dtype);
     backend->bias(problem, abort);
+  };
+}
+
+Compute read_linear(Fields* arguments, Outputs* outputs) {
+  const TensorView *input = arguments->tensor("input"), *weight = arguments->tensor("weight"),
+                   *bias = arguments->optional_tensor("bias");
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, input);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    LinearProblem problem = linear_problem(*input, *weight, bias);
+    Shape shape = input->shape;
+    shape.back() = problem.outputs;
+    problem.out = outputs->take("out", shape, "[.., N]");
+    backend->linear(problem, abort);
+  };
+}
+
+Compute read_multihead(Fields* arguments, Outputs* outputs) {
+  const MultiheadCall call(arguments);
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, call.tensors.query);
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    std::unique_ptr<Program> program;
+    MultiheadProblem problem = call.problem(&program);
+    check_values(backend, *program, abort);
+    const Extent& e = problem.extent;
+    problem.out = outputs->take("out", {e.batch, e.queries, problem.features}, "[B, Q, E]");
+    backend->multihead(problem, abort);
   };
 }
 

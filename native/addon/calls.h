@@ -49,6 +49,19 @@ struct BiasCall {
   std::unique_ptr<Program> program() const;
 };
 
+// The inputs of `multihead`.
+struct MultiheadCall {
+  MultiheadTensors tensors;
+  int64_t heads;
+  bool identity;
+  Precision precision;
+  std::vector<AddTerm> terms;
+
+  explicit MultiheadCall(Fields* arguments);
+  // Checks them. The program is the problem's bias.
+  MultiheadProblem problem(std::unique_ptr<Program>* program) const;
+};
+
 // Of Backend::prepare and self_test; ERR_DEVICE with what is wrong.
 Compute read_prepare(Fields* arguments, Outputs* outputs);
 Compute read_self_test(Fields* arguments, Outputs* outputs);
@@ -58,6 +71,8 @@ Compute read_attention(Fields* arguments, Outputs* outputs);
 // Outputs `query`, `key` and `value`, and one by the path of each learnable tensor, as bias[0].bias.
 Compute read_attention_backward(Fields* arguments, Outputs* outputs);
 Compute read_bias(Fields* arguments, Outputs* outputs);
+Compute read_linear(Fields* arguments, Outputs* outputs);
+Compute read_multihead(Fields* arguments, Outputs* outputs);
 Compute read_router(Fields* arguments, Outputs* outputs);
 Compute read_router_backward(Fields* arguments, Outputs* outputs);
 Compute read_project(Fields* arguments, Outputs* outputs);

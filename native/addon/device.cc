@@ -27,7 +27,8 @@ Napi::Function Device::define(Napi::Env env) {
       env, "Device",
       {InstanceMethod<&Device::attention>("attention"),
        InstanceMethod<&Device::attention_backward>("attentionBackward"),
-       InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::router>("router"),
+       InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::linear>("linear"),
+       InstanceMethod<&Device::multihead>("multihead"), InstanceMethod<&Device::router>("router"),
        InstanceMethod<&Device::router_backward>("routerBackward"),
        InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::deformable>("deformable"),
        InstanceMethod<&Device::deformable_backward>("deformableBackward"),
@@ -98,6 +99,10 @@ Napi::Value Device::attention_backward(const Napi::CallbackInfo& info) {
   return start(info, "attentionBackward", read_attention_backward);
 }
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
+Napi::Value Device::linear(const Napi::CallbackInfo& info) { return start(info, "linear", read_linear); }
+Napi::Value Device::multihead(const Napi::CallbackInfo& info) {
+  return start(info, "multihead", read_multihead);
+}
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
 Napi::Value Device::router_backward(const Napi::CallbackInfo& info) {
   return start(info, "routerBackward", read_router_backward);

@@ -35,6 +35,8 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value attention(const Napi::CallbackInfo& info);
   Napi::Value attention_backward(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
+  Napi::Value linear(const Napi::CallbackInfo& info);
+  Napi::Value multihead(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);
   Napi::Value router_backward(const Napi::CallbackInfo& info);
   Napi::Value project(const Napi::CallbackInfo& info);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/deformable.h"
+#include "core/multihead.h"
 #include "core/operations.h"
 #include "core/values.h"
 
@@ -71,6 +72,8 @@ class Backend {
   // Where `out` and `lse` are null it attends first.
   virtual void attention_backward(const BackwardProblem& problem, AbortFlag abort) = 0;
   virtual void bias(const BiasProblem& problem, AbortFlag abort) = 0;
+  virtual void linear(const LinearProblem& problem, AbortFlag abort) = 0;
+  virtual void multihead(const MultiheadProblem& problem, AbortFlag abort) = 0;
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
   virtual void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;

@@ -28,15 +28,16 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                      \
-  Kernels {                                                                                                  \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                          \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,         \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,               \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats,     \
-        isa::backward, isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill,      \
-        isa::peak_read, isa::deformable_scratch_floats, isa::deformable_rows, isa::deformable_gradient_rows, \
-        isa::deformable_value_gradient                                                                       \
+#define AB_KERNELS(isa)                                                                                  \
+  Kernels {                                                                                              \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                      \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
+        isa::backward, isa::linear_panels, isa::packed_weight_floats, isa::pack_weight,                  \
+        isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies, isa::peak_fma,        \
+        isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,                  \
+        isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient              \
   }
 
 // Best last.
@@ -163,6 +164,11 @@ constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 // Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
 constexpr int64_t kMostDeformableRun = 64;
 constexpr int64_t kLeastChannels = 16;
+// Rows of a linear layer that pass by its panels together: they stay in L2, and are multiples of a kernel's
+// tile.
+constexpr int64_t kLinearRows = 96, kLeastLinearRows = 6;
+constexpr int64_t kPackAlone = 128 * 1024;  // weights that are packed before another thread has woken up
+constexpr int64_t kLinearRunFloats = 128 * 1024;  // of their features: 512 KB
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {
@@ -202,6 +208,11 @@ void merge(const float* partial, const SoftmaxState* states, int64_t stride, int
   const float scale = output_scale(joined);
   for (int64_t d = 0; d < value_dim; ++d) out[d] *= scale;
   *lse = log_sum_exp(joined);
+}
+
+void require_precision(Precision precision) {
+  if (precision != Precision::kTf32) return;
+  throw expected(ErrorCode::kValue, "\"f32\" or \"bf16\"", "precision on the cpu backend", "\"tf32\"");
 }
 
 }  // namespace
@@ -396,6 +407,8 @@ struct Backend::State {
   Scratch forward;  // out and lse, for gradients
   Scratch partial;
   Scratch widened[3];  // query, key and value
+  Scratch packed;      // a linear layer's weights
+  Scratch between[5];  // the members of MultiheadMemory
 };
 
 Backend::Backend(int threads, const std::string& isa) {
@@ -470,9 +483,7 @@ BackendInfo Backend::info() const {
 
 void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
   const AttentionProblem p = state_->in_f32(given, abort);
-  if (p.precision == Precision::kTf32) {
-    throw expected(ErrorCode::kValue, "\"f32\" or \"bf16\"", "precision on the cpu backend", "\"tf32\"");
-  }
+  require_precision(p.precision);
   if (p.bias) {
     const KeyBound bound = p.bias->key_bound();
     if (gathers(p.extent, bound)) return state_->gather(p, bound, abort);
@@ -716,6 +727,52 @@ void Backend::bias(const BiasProblem& p, AbortFlag abort) {
   state_->run(ceil_div(shape[0], copies), abort, [&](int64_t item, int) {
     state_->isa.kernels.bias_copies(p, item * copies, std::min(shape[0], (item + 1) * copies));
   });
+}
+
+void Backend::linear(const LinearProblem& p, AbortFlag abort) {
+  State& s = *state_;
+  const Kernels& kernels = s.isa.kernels;
+  const int64_t panels = kernels.linear_panels(p);
+  float* const packed = s.packed.floats(kernels.packed_weight_floats(p));
+  if (p.outputs * p.features <= kPackAlone) {
+    for (int64_t panel = 0; panel < panels; ++panel) kernels.pack_weight(p, panel, packed);
+  } else {
+    s.run(panels, abort, [&](int64_t panel, int) { kernels.pack_weight(p, panel, packed); });
+  }
+
+  const int64_t fit = kLinearRunFloats / p.features / kLeastLinearRows * kLeastLinearRows;
+  const int64_t run = std::clamp(fit, kLeastLinearRows, kLinearRows);
+  const int64_t runs = ceil_div(p.rows(), run);
+  // Panels are shared out as well where runs are few.
+  const int64_t wanted = s.pool.size() == 1 ? 1 : s.pool.size() * kPiecesPerThread;
+  const int64_t panel_run = ceil_div(panels, std::min(panels, ceil_div(wanted, runs)));
+  const int64_t panel_runs = ceil_div(panels, panel_run);
+  const int64_t scratch_floats = kernels.linear_scratch_floats(p, run);
+  s.run(runs * panel_runs, abort, [&](int64_t item, int worker) {
+    LinearTask task = {};
+    task.problem = &p;
+    task.packed = packed;
+    task.row0 = item / panel_runs * run;
+    task.row1 = std::min(p.rows(), task.row0 + run);
+    task.panel0 = item % panel_runs * panel_run;
+    task.panel1 = std::min(panels, task.panel0 + panel_run);
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+    kernels.linear(task);
+  });
+}
+
+void Backend::multihead(const MultiheadProblem& p, AbortFlag abort) {
+  require_precision(p.precision);
+  Scratch* const between = state_->between;
+  const MultiheadSizes sizes = multihead_sizes(p);
+  const MultiheadParts parts = multihead_parts(
+      p, {between[0].floats(sizes.query), between[1].floats(sizes.key), between[2].floats(sizes.value),
+          between[3].floats(sizes.attended), between[4].floats(sizes.lse)});
+  linear(parts.query, abort);
+  linear(parts.key, abort);
+  linear(parts.value, abort);
+  attention(parts.attention, abort);
+  linear(parts.out, abort);
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/deformable.h"
+#include "core/multihead.h"
 #include "core/operations.h"
 #include "core/softmax.h"
 
@@ -120,6 +121,15 @@ struct DeformableLevelTask {
   AbortFlag abort;
 };
 
+// Rows [row0, row1) of a linear layer, flattened over batch and tokens, and panels [panel0, panel1) of its
+// outputs.
+struct LinearTask {
+  const LinearProblem* problem;
+  const float* packed;  // what pack_weight wrote of all panels
+  int64_t row0, row1, panel0, panel1;
+  float* scratch;  // 64-byte aligned, linear_scratch_floats() of that many rows long
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -157,6 +167,12 @@ struct Kernels {
   int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
   // False when it saw the abort flag set.
   bool (*backward)(const BackwardTask& task);
+  // Weights of a linear layer are packed by panel of outputs, into memory aligned to 64 bytes.
+  int64_t (*linear_panels)(const LinearProblem& problem);
+  int64_t (*packed_weight_floats)(const LinearProblem& problem);
+  void (*pack_weight)(const LinearProblem& problem, int64_t panel, float* packed);
+  int64_t (*linear_scratch_floats)(const LinearProblem& problem, int64_t rows);
+  void (*linear)(const LinearTask& task);
 
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
@@ -209,6 +225,11 @@ struct Kernels {
   bool attention_short(const ShortTask& task);                                        \
   int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
   bool backward(const BackwardTask& task);                                            \
+  int64_t linear_panels(const LinearProblem& problem);                                \
+  int64_t packed_weight_floats(const LinearProblem& problem);                         \
+  void pack_weight(const LinearProblem& problem, int64_t panel, float* packed);       \
+  int64_t linear_scratch_floats(const LinearProblem& problem, int64_t rows);          \
+  void linear(const LinearTask& task);                                                \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   int64_t peak_fma(int64_t rounds, float* sink);                                      \

@@ -16,6 +16,7 @@
 #include "cuda/device_program.cuh"
 #include "cuda/gather_launch.cuh"
 #include "cuda/head_tensor.cuh"
+#include "cuda/linear_launch.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
@@ -66,71 +67,31 @@ class CudaBackend : public Backend {
 
   void attention(const AttentionProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
-    const Extent& e = p.extent;
-    const int64_t heads = e.batch * e.heads;
-    const DeviceProgram program(&work, p.bias);
-    HeadTensor query(&work, p.query, heads, e.queries, p.head_dim);
-    HeadTensor key(&work, p.key, heads, e.keys, p.head_dim, &query);
-    HeadTensor value(&work, p.value, heads, e.keys, p.value_dim, &key);
-    const int64_t out_floats = heads * e.queries * p.value_dim;
+    attend(&work, p);
+    end(&work);
+  }
 
-    AttentionArguments a = sizes_of(p);
-    a.query = query.in_f32();
-    a.key = key.as_given();
-    a.value = value.as_given();
-    a.out = work.output(p.out, out_floats);
-    a.lse = work.output(p.lse, heads * e.queries);
-    a.terms = program.terms();
-    a.term_count = program.count();
-    if (gathers(p)) {
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
-      work.start();
-      query.convert(0, heads);
-      launch_gather(runtime_.get(), p, a);
-      return end(&work);
-    }
-    if (p.precision == Precision::kBf16) {
-      a.key_bf16 = key.in_padded_bf16();
-      a.value_bf16 = value.in_padded_bf16();
-    } else {
-      a.key = {key.in_f32(), DType::kFloat32};
-      a.value = {value.in_f32(), DType::kFloat32};
-    }
-    const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
-    a.keys_per_split = cut.keys_per_split;
-    AttentionArguments parts = a;
-    if (cut.splits > 1) {
-      parts.out = work.allocate<float>(cut.splits * out_floats);
-      parts.states = work.allocate<SoftmaxState>(cut.splits * heads * e.queries);
-    }
+  void linear(const LinearProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    LinearProblem a = p;
+    a.out = work.output(p.out, p.rows() * p.outputs);
+    apply(&work, a);
+    end(&work);
+  }
 
-    // Inputs of the host's come in pieces of some heads, each computed while the next is copied.
-    constexpr int64_t kPieceBytes = 2 * Staging::kBytes;
-    const int64_t head_bytes =
-        query.missing_head_bytes() + key.missing_head_bytes() + value.missing_head_bytes();
-    const int64_t piece =
-        head_bytes == 0 ? heads : std::min(heads, std::max<int64_t>(1, kPieceBytes / head_bytes));
-    for (int64_t first = 0; first < heads; first += piece) {
-      const int64_t end = std::min(heads, first + piece);
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(first, end);
-      if (first == 0) {
-        work.start();
-      } else {
-        work.order_kernels();
-      }
-      work.check_abort();
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->convert(first, end);
-      parts.first_row = first;
-      Grid grid = cut.grid;
-      grid.x = static_cast<int>(grid.x / heads * (end - first));
-      launch(p, grid, parts);
-    }
-    if (cut.splits > 1) {
-      const MergeArguments merge = {parts.out,         parts.states, a.out,       a.lse,
-                                    heads * e.queries, cut.splits,   a.value_dim, a.natural};
-      work.launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
-    }
-    work.launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+  void multihead(const MultiheadProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    const MultiheadSizes sizes = multihead_sizes(p);
+    const MultiheadMemory memory = {work.allocate<float>(sizes.query), work.allocate<float>(sizes.key),
+                                    work.allocate<float>(sizes.value), work.allocate<float>(sizes.attended),
+                                    work.allocate<float>(sizes.lse)};
+    MultiheadProblem a = p;
+    a.out = work.output(p.out, sizes.query);
+    const MultiheadParts parts = multihead_parts(a, memory);
+    // Each projection computes while the next one's inputs are copied.
+    for (const LinearProblem* linear : {&parts.query, &parts.key, &parts.value}) apply(&work, *linear);
+    attend(&work, parts.attention);
+    apply(&work, parts.out);
     end(&work);
   }
 
@@ -327,6 +288,89 @@ class CudaBackend : public Backend {
   void end(Work* work) {
     work->stop();
     kernel_ms_ = work->finish();
+  }
+
+  // Launches an attention, whose tensors may be the host's.
+  void attend(Work* work, const AttentionProblem& p) {
+    const Extent& e = p.extent;
+    const int64_t heads = e.batch * e.heads;
+    const DeviceProgram program(work, p.bias);
+    HeadTensor query(work, p.query, heads, e.queries, p.head_dim);
+    HeadTensor key(work, p.key, heads, e.keys, p.head_dim, &query);
+    HeadTensor value(work, p.value, heads, e.keys, p.value_dim, &key);
+    const int64_t out_floats = heads * e.queries * p.value_dim;
+
+    AttentionArguments a = sizes_of(p);
+    a.query = query.in_f32();
+    a.key = key.as_given();
+    a.value = value.as_given();
+    a.out = work->output(p.out, out_floats);
+    a.lse = work->output(p.lse, heads * e.queries);
+    a.terms = program.terms();
+    a.term_count = program.count();
+    if (gathers(p)) {
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
+      work->start();
+      query.convert(0, heads);
+      launch_gather(runtime_.get(), p, a);
+      return;
+    }
+    if (p.precision == Precision::kBf16) {
+      a.key_bf16 = key.in_padded_bf16();
+      a.value_bf16 = value.in_padded_bf16();
+    } else {
+      a.key = {key.in_f32(), DType::kFloat32};
+      a.value = {value.in_f32(), DType::kFloat32};
+    }
+    const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
+    a.keys_per_split = cut.keys_per_split;
+    AttentionArguments parts = a;
+    if (cut.splits > 1) {
+      parts.out = work->allocate<float>(cut.splits * out_floats);
+      parts.states = work->allocate<SoftmaxState>(cut.splits * heads * e.queries);
+    }
+
+    // Inputs of the host's come in pieces of some heads, each computed while the next is copied.
+    constexpr int64_t kPieceBytes = 2 * Staging::kBytes;
+    const int64_t head_bytes =
+        query.missing_head_bytes() + key.missing_head_bytes() + value.missing_head_bytes();
+    const int64_t piece =
+        head_bytes == 0 ? heads : std::min(heads, std::max<int64_t>(1, kPieceBytes / head_bytes));
+    for (int64_t first = 0; first < heads; first += piece) {
+      const int64_t end = std::min(heads, first + piece);
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(first, end);
+      if (first == 0) {
+        work->start();
+      } else {
+        work->order_kernels();
+      }
+      work->check_abort();
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->convert(first, end);
+      parts.first_row = first;
+      Grid grid = cut.grid;
+      grid.x = static_cast<int>(grid.x / heads * (end - first));
+      launch(p, grid, parts);
+    }
+    if (cut.splits > 1) {
+      const MergeArguments merge = {parts.out,         parts.states, a.out,       a.lse,
+                                    heads * e.queries, cut.splits,   a.value_dim, a.natural};
+      work->launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
+    }
+    work->launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+  }
+
+  // Launches a linear layer, whose inputs may be the host's.
+  void apply(Work* work, LinearProblem p) {
+    const auto input = [&](const float* tensor, int64_t count) {
+      return tensor ? work->shared_input(tensor, count) : nullptr;
+    };
+    p.input = input(p.input, p.rows() * p.features);
+    p.position = input(p.position, p.rows() * p.features);
+    p.weight = input(p.weight, p.outputs * p.features);
+    p.bias = input(p.bias, p.outputs);
+    p.residual = input(p.residual, p.rows() * p.outputs);
+    work->start();
+    launch_linear(runtime_.get(), p);
   }
 
   void launch(const AttentionProblem& p, Grid grid, const AttentionArguments& a) {
