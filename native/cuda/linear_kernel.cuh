@@ -40,8 +40,8 @@ template <class T>
 class LinearBlock {
  public:
   AB_DEVICE explicit LinearBlock(const LinearProblem& p) : p_(p) {
-    const int64_t column_tiles = (p.outputs + T::kSide - 1) / T::kSide;
-    row0_ = block_x() / column_tiles * T::kSide;
+    const int32_t column_tiles = static_cast<int32_t>((p.outputs + T::kSide - 1) / T::kSide);
+    row0_ = int64_t{1} * (block_x() / column_tiles) * T::kSide;
     column0_ = block_x() % column_tiles * T::kSide;
     AB_UNROLL
     for (int i = 0; i < T::kLoads; ++i) begin_load(i);
@@ -70,7 +70,6 @@ class LinearBlock {
   // A run of 4 features of a row of X or of W, in each slice.
   struct Load {
     const float* row = nullptr;  // of feature 0; null beyond the last row
-    const float* position = nullptr;
     float values[4];
   };
 
@@ -92,7 +91,6 @@ class LinearBlock {
       const int64_t row = row0_ + row_of(i);
       if (row >= p_.rows()) return;
       load.row = p_.input + p_.input_layout().row(row / p_.tokens, row % p_.tokens);
-      if (p_.position) load.position = p_.position + row * p_.features;
     } else {
       const int64_t output = column0_ + row_of(i);
       if (output < p_.outputs) load.row = p_.weight + output * p_.features;
@@ -102,6 +100,12 @@ class LinearBlock {
   // Where feature e of a row is: of X, head by head.
   AB_DEVICE int64_t column(int i, int32_t e) const {
     return operand_of(i) == 0 && p_.input_heads > 1 ? p_.input_layout().column(e) : e;
+  }
+
+  // Positions lie as X does, which then is of one head.
+  AB_DEVICE bool has_position(int i) const { return operand_of(i) == 0 && p_.position; }
+  AB_DEVICE const float* position_at(int i, int32_t e) const {
+    return p_.position + (loads_[i].row - p_.input) + e;
   }
 
   AB_DEVICE void load(int32_t slice) {
@@ -118,9 +122,9 @@ class LinearBlock {
       if (whole) {
         if (e >= features) continue;
         keep(load.values, load_16(load.row + column(i, e)));
-        if (!load.position) continue;
+        if (!has_position(i)) continue;
         float position[4];
-        keep(position, load_16(load.position + e));
+        keep(position, load_16(position_at(i, e)));
         AB_UNROLL
         for (int j = 0; j < 4; ++j) load.values[j] += position[j];
       } else {
@@ -128,7 +132,7 @@ class LinearBlock {
         for (int j = 0; j < 4; ++j) {
           if (e + j >= features) continue;
           load.values[j] = load.row[column(i, e + j)];
-          if (load.position) load.values[j] += load.position[e + j];
+          if (has_position(i)) load.values[j] += *position_at(i, e + j);
         }
       }
     }
@@ -184,7 +188,7 @@ class LinearBlock {
       float* const out = p_.out + layout.row(row / p_.tokens, row % p_.tokens);
       AB_UNROLL
       for (int g = 0; g < T::kMicro / 4; ++g) {
-        const int32_t n = static_cast<int32_t>(column0_) + thread_column() + g * T::kGroup;
+        const int32_t n = column0_ + thread_column() + g * T::kGroup;
         const int32_t left = static_cast<int32_t>(p_.outputs) - n;
         float values[4];
         AB_UNROLL
@@ -207,7 +211,8 @@ class LinearBlock {
   }
 
   const LinearProblem& p_;
-  int64_t row0_, column0_;
+  int64_t row0_;
+  int32_t column0_;
   Load loads_[T::kLoads];
 };
 
