@@ -229,7 +229,6 @@ class PairTile {
     const bool mixed = plan.mixed != 0;
     if (mixed) evaluate_bias<T>(a_.terms, tile, slot_, weights);
     multiply(query, key, a_.head_dim, p);
-    uint32_t hidden = 0;
     AB_UNROLL
     for (int i = 0; i < kMicro; ++i) {
       const int q = query_ + i * T::kSide;
@@ -238,7 +237,6 @@ class PairTile {
         const int k = key_ + j * T::kSide;
         const float bias = mixed ? weights[q * T::kBiasStride + k] : slot_[q];
         const bool hide = bias == negative_infinity() || tile.q0 + q >= tile.q1 || tile.k0 + k >= tile.k1;
-        hidden |= static_cast<uint32_t>(hide) << (i * kMicro + j);
         const float score = p[i][j] * a_.scale + bias;
         p[i][j] = hide ? hidden_weight() : fast_exp2((score - lse_[q]) * kLog2e);
       }
@@ -249,7 +247,7 @@ class PairTile {
       const float mean = mean_[query_ + i * T::kSide];
       AB_UNROLL
       for (int j = 0; j < kMicro; ++j) {
-        const bool hide = (hidden >> (i * kMicro + j) & 1) != 0;
+        const bool hide = bits_of(p[i][j]) == kHiddenBits;
         grads[i][j] = hide ? hidden_weight() : visible_weight(p[i][j] * (grads[i][j] - mean));
       }
     }
@@ -394,15 +392,15 @@ class GradientBlock {
  public:
   AB_DEVICE GradientBlock(const BackwardArguments& a, const GradientOutputs& o)
       : a_(a), o_(o), row_(block_x() / tiles()), pairs_(a, row_) {
-    own0_ = block_x() % tiles() * T::kTile;
-    own1_ = min_i32(own0_ + T::kTile, own_count());
+    Tile& tile = pairs_.tile;
+    const int32_t own = block_x() % tiles() * T::kTile;
+    (kOwnKeys ? tile.k0 : tile.q0) = own;
+    (kOwnKeys ? tile.k1 : tile.q1) = min_i32(own + T::kTile, own_count());
   }
 
   AB_DEVICE void run() {
     clear_sums();
     Tile& tile = pairs_.tile;
-    (kOwnKeys ? tile.k0 : tile.q0) = own0_;
-    (kOwnKeys ? tile.k1 : tile.q1) = own1_;
     const bool own_bad = kOwnKeys ? pairs_.load_keys() : pairs_.load_queries();
     const int32_t others = kOwnKeys ? a_.queries : a_.keys;
     const int32_t begin = block_y() * o_.run, end = min_i32(begin + o_.run, others);
@@ -423,6 +421,8 @@ class GradientBlock {
 
   // Of a batch row and head. Like what follows worked out where it is needed: it would only hold registers.
   AB_DEVICE int32_t own_count() const { return kOwnKeys ? a_.keys : a_.queries; }
+  AB_DEVICE int32_t own0() const { return kOwnKeys ? pairs_.tile.k0 : pairs_.tile.q0; }
+  AB_DEVICE int32_t own1() const { return kOwnKeys ? pairs_.tile.k1 : pairs_.tile.q1; }
   AB_DEVICE int32_t tiles() const { return (own_count() + T::kTile - 1) / T::kTile; }
   // The thread's columns and own rows of the sums of rows.
   AB_DEVICE static int quad() { return thread_index() % T::kQuads; }
@@ -431,7 +431,7 @@ class GradientBlock {
   AB_DEVICE static int own() { return thread_index() % T::kTile; }
   AB_DEVICE double* own_sums() const {
     const int64_t part = static_cast<int64_t>(block_y()) * T::kParts + thread_index() / T::kTile;
-    return o_.own_sums + (part * o_.slots * a_.rows + row_) * own_count() + own0_ + own();
+    return o_.own_sums + (part * o_.slots * a_.rows + row_) * own_count() + own0() + own();
   }
   AB_DEVICE double* table_sums() const {
     return o_.table_sums + (static_cast<int64_t>(block_x()) * grid_y() + block_y()) * o_.bins;
@@ -508,7 +508,7 @@ class GradientBlock {
   // ---- terms: each own row's sums are kParts threads', a part of the tile's others each
 
   AB_DEVICE int64_t slot_stride() const { return a_.rows * own_count(); }
-  AB_DEVICE bool has_own() const { return own0_ + own() < own1_; }
+  AB_DEVICE bool has_own() const { return own0() + own() < own1(); }
 
   AB_DEVICE void clear_sums() {
     if (o_.own_terms != 0 && has_own()) {
@@ -573,8 +573,8 @@ class GradientBlock {
                        float scale) const {
     AB_UNROLL
     for (int i = 0; i < T::kOwn; ++i) {
-      const int32_t own = own0_ + first_own() + i;
-      if (own >= own1_) continue;
+      const int32_t own = own0() + first_own() + i;
+      if (own >= own1()) continue;
       float* const row = to + (row_ * own_count() + own) * columns;
       AB_UNROLL
       for (int c = 0; c < 4; ++c) {
@@ -588,7 +588,6 @@ class GradientBlock {
   const GradientOutputs& o_;
   int64_t row_;  // b·H + h
   PairTile<T> pairs_;
-  int32_t own0_, own1_;
   Sums rows_ = {};
   float values_[kOwnKeys ? T::kOwn : 1][4] = {};
 };
