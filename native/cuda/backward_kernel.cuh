@@ -33,7 +33,7 @@
 // (256). p, then dscore, pass from the threads that have their scores to those that have their sums through
 // the tile of weights.
 //
-// Work at head dim 32: 5·32 multiply-adds a pair and launch of own keys, 3·32 of own queries beside; CMT
+// Work at head dim 32: 4·32 multiply-adds a pair where keys are own, 3·32 where queries are; CMT
 // (1×8×900×56,400×32) is 7·2·32·406 M = 182 GFLOP, 2.7 ms of an H100 at 67 TFLOP/s in float32, and 2 × 406 M
 // exp2, 0.2 ms. Each of 881 tiles of keys a head reads all queries and their dout (230 KB) from L2: 1.6 GB;
 // each of 15 tiles of queries all keys and values (14.4 MB a head): 1.7 GB; 0.6 ms at 5.5 TB/s. Memory:
