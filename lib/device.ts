@@ -97,6 +97,72 @@ export interface AttentionResult {
   lse: Tensor;
 }
 
+export interface BackwardArgs<Terms extends readonly BiasTerm[] = readonly BiasTerm[]>
+  extends CallOptions, ResultOptions {
+  /** float32 or bfloat16 [B, H, Q, D] */
+  query: TensorLike;
+  /** float32 or bfloat16 [B, H, K, D] */
+  key: TensorLike;
+  /** float32 or bfloat16 [B, H, K, Dv] */
+  value: TensorLike;
+  /** the terms of the forward pass */
+  bias?: Terms | undefined;
+  /** of query·key, finite; default 1/√D */
+  scale?: number | undefined;
+  /** float32 [B, H, Q, Dv]: the gradient of the loss by `out` */
+  gradOut: TensorLike;
+  /** float32 [B, H, Q, Dv] and [B, H, Q], as `attention` gave them for these inputs; without both it runs once more */
+  out?: TensorLike | undefined;
+  lse?: TensorLike | undefined;
+  /** default: the device's; the CPU backend computes gradients in float32 at every precision */
+  precision?: Precision | undefined;
+  /** whether to compute those of the terms' tensors; default true */
+  termGradients?: boolean | undefined;
+}
+
+/** The gradients of one term by its fields, each of its tensor's shape; a term with no learnable tensor has none. */
+export interface TermGradients {
+  /** of `dense`, summed over broadcast dimensions; 0 where the entry is −∞ */
+  bias?: Tensor;
+  /** of `modality` and `spatial`, in the order of the term's segments */
+  segments?: { weights: Tensor }[];
+  /** of `relativePosition` */
+  table?: Tensor;
+  /** of `lowRank` */
+  queryFactors?: Tensor;
+  keyFactors?: Tensor;
+  /** of `alibi` */
+  slopes?: Tensor;
+}
+
+/** The gradients of a term whose type is known. */
+export type GradientsOf<Term extends BiasTerm> = BiasTerm extends Term
+  ? TermGradients
+  : Term extends { type: 'modality' | 'spatial' }
+    ? Required<Pick<TermGradients, 'segments'>>
+    : Term extends { type: 'dense' }
+      ? Required<Pick<TermGradients, 'bias'>>
+      : Term extends { type: 'relativePosition' }
+        ? Required<Pick<TermGradients, 'table'>>
+        : Term extends { type: 'lowRank' }
+          ? Required<Pick<TermGradients, 'queryFactors' | 'keyFactors'>>
+          : Term extends { type: 'alibi' }
+            ? Required<Pick<TermGradients, 'slopes'>>
+            : Record<string, never>;
+
+export interface BackwardResult<Terms extends readonly BiasTerm[] = readonly BiasTerm[]> extends Disposable {
+  /** float32 [B, H, Q, D]; 0 for a query that sees no key */
+  query: Tensor;
+  /** float32 [B, H, K, D]; 0 for a key that no query sees */
+  key: Tensor;
+  /** float32 [B, H, K, Dv] */
+  value: Tensor;
+  /** in the order of `bias`; empty with `termGradients: false`. A tensor that stands in several places has a gradient at each. */
+  terms: { -readonly [I in keyof Terms]: GradientsOf<Terms[I]> };
+  /** disposes all of them */
+  dispose(): void;
+}
+
 export interface BiasArgs extends CallOptions, ResultOptions {
   /** [B, H, Q, K] */
   shape: readonly [number, number, number, number];
@@ -166,6 +232,30 @@ export interface RouterArgs extends CallOptions, ResultOptions {
   out?: TensorLike | undefined;
 }
 
+export interface RouterBackwardArgs extends CallOptions, ResultOptions {
+  /** float32 [B, Q, E] */
+  features: TensorLike;
+  /** float32 [M, E] */
+  weight: TensorLike;
+  /** float32 [M] */
+  bias: TensorLike;
+  /** float32 [B, Q, M]: the gradient of the loss by the weights; [M, B, Q] with `outputsFirst` */
+  gradOut: TensorLike;
+  /** as in the forward pass */
+  outputsFirst?: boolean | undefined;
+}
+
+export interface RouterBackwardResult extends Disposable {
+  /** float32 [B, Q, E] */
+  features: Tensor;
+  /** float32 [M, E] */
+  weight: Tensor;
+  /** float32 [M] */
+  bias: Tensor;
+  /** disposes all three */
+  dispose(): void;
+}
+
 export interface ProjectArgs extends CallOptions, ResultOptions {
   /** float32 [B, Q, 3] (x, y, z) in [0, 1] of the point cloud range */
   referencePoints: TensorLike;
@@ -186,6 +276,42 @@ export interface ProjectResult {
   bevCenters: Tensor;
   /** float32 [B, Q, 3] (view, y, x): cells of the first camera that sees the point; (−1, −1, −1): none does */
   cameraCenters: Tensor;
+}
+
+/** Letters beside the above: L levels, P points of a query, head and level, S pixels of all levels, D channels of a head. */
+export interface DeformableArgs extends CallOptions, ResultOptions {
+  /** float32 or bfloat16 [B, S, H, D]: the levels' pixels one level after the other, row by row; D at most 8,192 */
+  value: TensorLike;
+  /** [h, w] of each of at most 64 levels, integers of at least 1 whose areas sum to S */
+  spatialShapes: readonly (readonly [number, number])[];
+  /** float32 [B, Q, H, L, P, 2] (x, y) in units of the level's size: 0 to 1 is inside; any value is allowed */
+  samplingLocations: TensorLike;
+  /** float32 [B, Q, H, L, P], any values; Deformable DETR's are a softmax over L·P */
+  attentionWeights: TensorLike;
+  /** float32 [B, Q, H·D] to write to instead of a new tensor; shares no memory with any other tensor of the call */
+  out?: TensorLike | undefined;
+}
+
+export interface DeformableBackwardArgs extends Omit<DeformableArgs, 'out'> {
+  /** float32 [B, Q, H·D], the gradient of what is differentiated by `out` */
+  gradOut: TensorLike;
+  /**
+   * whether sums over queries have one order, so that the same call gives the same bits; default false. Makes a difference
+   * on CUDA only, where the gradient of `value` is otherwise summed by atomic additions; the CPU's is always so.
+   */
+  deterministic?: boolean | undefined;
+}
+
+export interface DeformableGradients {
+  /** float32 [B, S, H, D] */
+  value: Tensor;
+  /**
+   * float32 [B, Q, H, L, P, 2]; at a pixel's centre, where the sample has a corner, the derivative to the right and below;
+   * 0 outside
+   */
+  samplingLocations: Tensor;
+  /** float32 [B, Q, H, L, P] */
+  attentionWeights: Tensor;
 }
 
 /** The dtype of a tensor, or of a typed array with its shape. */
@@ -256,6 +382,17 @@ export interface Device extends Disposable {
   attention(args: AttentionArgs): Promise<AttentionResult>;
 
   /**
+   * The gradients of a loss by the inputs of `attention` and by every learnable tensor of its terms: `dense` biases, the
+   * weights of `modality` and `spatial`, `relativePosition` tables, `lowRank` factors, `alibi` slopes. Scores are computed
+   * again from `lse`, tile by tile (FlashAttention-2, Dao 2023): memory grows with Q + K, and the gradient of a modality's
+   * weights is one number for each (b, q). Float32; the same inputs give the same bits. ERR_VALUE where only one of `out`
+   * and `lse` is given.
+   */
+  attentionBackward<const Terms extends readonly BiasTerm[] = readonly BiasTerm[]>(
+    args: BackwardArgs<Terms>,
+  ): Promise<BackwardResult<Terms>>;
+
+  /**
    * The sum of the terms as a dense tensor [1|B, 1|H, Q, K], with −∞ for hidden pairs: generation and mask fusion in one
    * pass. B or H is 1 when no term depends on it by type and tensor shape.
    */
@@ -283,12 +420,27 @@ export interface Device extends Disposable {
    */
   router(args: RouterArgs): Promise<Tensor>;
 
+  /** The gradients of a loss by a router's features, weight and bias. Sums are float64, in a fixed order. */
+  routerBackward(args: RouterBackwardArgs): Promise<RouterBackwardResult>;
+
   /**
    * Reference points to the cells they fall in, of the bird's-eye view and of the first camera that sees them (depth above
    * 1e-5, inside the image): the centres of `spatial` and `window` terms, as in CMT's projected position encoding. Computed
    * in float64.
    */
   project(args: ProjectArgs): Promise<ProjectResult>;
+
+  /**
+   * Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021), the operation between its projections:
+   * out[b, q, h·D + d] = Σ over levels l and points p of attentionWeights[b, q, h, l, p] · the bilinear sample of channel d of
+   * head h of level l at samplingLocations[b, q, h, l, p]. Pixel (i, j) has its centre at ((j + 0.5)/w, (i + 0.5)/h), and
+   * pixels outside the level are 0, as in `grid_sample` with zero padding and `align_corners=False`; a location that is NaN is
+   * outside. Float32 arithmetic whatever the device's precision, places in float64: within 1e-5 of a float64 evaluation.
+   */
+  deformable(args: DeformableArgs): Promise<Tensor>;
+
+  /** The gradients of Σ gradOut·out by the three tensors of `deformable`, within 1e-5 likewise. */
+  deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients>;
 
   /** What the device's tensors and operations take of its memory. */
   memory(): MemoryUse;

@@ -1,3 +1,5 @@
+export { Adam } from './adam.js';
+export type { AdamOptions } from './adam.js';
 export { open } from './open.js';
 export { AttentionBiasError } from './errors.js';
 export { loadMultihead } from './multihead-weights.js';

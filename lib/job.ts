@@ -2,7 +2,8 @@
 import { dirname, resolve } from 'node:path';
 
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
-import type { Device } from './device.js';
+import type { BackwardResult, Device } from './device.js';
+import { gradientsWithPath } from './gradients.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
@@ -19,8 +20,10 @@ export interface JobOptions {
 }
 
 /**
- * The outputs by the names that a job's result file has: `out` and `lse` (attention), `bias`, `out` (multihead),
- * `weights` (router), `bevCenters` and `cameraCenters` (project). They are the caller's to dispose.
+ * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
+ * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `out` (multihead), `weights` (router), `bevCenters` and
+ * `cameraCenters` (project), `out` (deformable), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
+ * (deformable-backward). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
 
@@ -125,12 +128,51 @@ function withTensorName(error: unknown, uses: readonly Use[]): unknown {
   return prefixed('', error, error.message.replace(` for ${use.field} but `, ` for ${named(use)} but `));
 }
 
-async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promise<JobOutputs> {
+const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
+
+/** The gradients by the names of a job's result: one for each tensor, summed over the places that name it. */
+function gradientsByTensor(gradients: BackwardResult, uses: readonly Use[]): JobOutputs {
+  const outputs: JobOutputs = {};
+  for (const [path, gradient] of gradientsWithPath(gradients)) {
+    const use = uses.find(({ field }) => field === path);
+    const name = `grad_${roles.has(path) ? path : (use?.ref.tensor ?? '')}`;
+    const sum = outputs[name];
+    if (sum) {
+      for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
+      gradient.dispose();
+    } else {
+      outputs[name] = gradient;
+    }
+  }
+  return outputs;
+}
+
+const learnable = /^bias\[\d+\]\.(bias|segments\[\d+\]\.weights|table|queryFactors|keyFactors|slopes)$/;
+
+/** Gradients by role and by tensor would have one name. */
+function checkLearnableNames(job: Job, uses: readonly Use[]): void {
+  if (job.op !== 'attention-backward') return;
+  const taken = uses.find(({ field, ref }) => learnable.test(field) && roles.has(ref.tensor));
+  if (!taken) return;
+  const what = 'a learnable tensor of another name than query, key or value';
+  throw expected('ERR_FORMAT', what, taken.field, showJson(taken.ref.tensor));
+}
+
+async function execute(
+  job: Loaded<Job>,
+  uses: readonly Use[],
+  { device, signal }: JobOptions,
+): Promise<JobOutputs> {
   switch (job.op) {
     case 'attention': {
       const { query, key, value, scale, bias } = job;
       const { out, lse } = await device.attention({ query, key, value, scale, bias, signal });
       return { out, lse };
+    }
+    case 'attention-backward': {
+      const { query, key, value, gradOut, scale, bias } = job;
+      const gradients = await device.attentionBackward({ query, key, value, gradOut, scale, bias, signal });
+      return gradientsByTensor(gradients, uses);
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
@@ -144,6 +186,17 @@ async function execute(job: Loaded<Job>, { device, signal }: JobOptions): Promis
     case 'router': {
       const { features, weight, bias } = job;
       return { weights: await device.router({ features, weight, bias, signal }) };
+    }
+    case 'deformable': {
+      const { value, spatialShapes, samplingLocations, attentionWeights } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights };
+      return { out: await device.deformable({ ...args, signal }) };
+    }
+    case 'deformable-backward': {
+      const { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic };
+      const grads = await device.deformableBackward({ ...args, signal });
+      return Object.fromEntries(Object.entries(grads).map(([name, grad]) => [`grad_${name}`, grad]));
     }
     case 'project': {
       const { referencePoints, pointCloudRange, lidar2img, imageShape, featureShape, bevShape } = job;
@@ -173,8 +226,9 @@ export async function runJob(path: string, options: JobOptions, job?: Job): Prom
   const uses = usesOf(checked);
   try {
     const tensorsPath = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
+    checkLearnableNames(checked, uses);
     const loaded = await load(uses, tensorsPath, signal);
-    return await execute(withTensors(checked, loaded), options).catch((error: unknown) => {
+    return await execute(withTensors(checked, loaded), uses, options).catch((error: unknown) => {
       throw withTensorName(error, uses);
     });
   } catch (error) {

@@ -6,8 +6,13 @@ import type { NativeBinding, NativeDevice as NativeHandle, OperationName } from 
 import type {
   AttentionArgs,
   AttentionResult,
+  BackwardArgs,
+  BackwardResult,
   BiasArgs,
   CallOptions,
+  DeformableArgs,
+  DeformableBackwardArgs,
+  DeformableGradients,
   Device,
   DeviceInfo,
   Precision,
@@ -16,10 +21,14 @@ import type {
   ProjectArgs,
   ProjectResult,
   RouterArgs,
+  RouterBackwardArgs,
+  RouterBackwardResult,
   MemoryUse,
   TensorDType,
 } from './device.js';
+import { gradientsByField, withDispose } from './gradients.js';
 import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
+import type { BiasTerm } from './terms.js';
 
 const precisions: Record<DeviceInfo['backend'], readonly Precision[]> = {
   cpu: ['f32', 'bf16'],
@@ -119,6 +128,18 @@ export class NativeDevice implements Device {
     return this.#run('attention', withPrecision, { out: rest.out, lse: rest.lse });
   }
 
+  async attentionBackward<const Terms extends readonly BiasTerm[] = readonly BiasTerm[]>(
+    args: BackwardArgs<Terms>,
+  ): Promise<BackwardResult<Terms>> {
+    const { precision = this.#precision, ...rest } = requireArgs(args);
+    requirePrecision(this.info.backend, precision);
+    const withPrecision: CallOptions = { ...rest, ...{ precision } };
+    const count = rest.bias?.length ?? 0;
+    const wanted = rest.termGradients !== false;
+    const made = await this.#made('attentionBackward', withPrecision);
+    return gradientsByField(made, wanted ? count : 0) as BackwardResult<Terms>;
+  }
+
   bias(args: BiasArgs & { dtype: 'bfloat16' }): Promise<Tensor<'bfloat16'>>;
   bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
   bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
@@ -141,8 +162,27 @@ export class NativeDevice implements Device {
     return (await this.#run('router', args, { out: requireArgs(args).out })).out;
   }
 
+  async routerBackward(args: RouterBackwardArgs): Promise<RouterBackwardResult> {
+    const outputs = { features: undefined, weight: undefined, bias: undefined };
+    return withDispose(await this.#run('routerBackward', requireArgs(args), outputs));
+  }
+
   async project(args: ProjectArgs): Promise<ProjectResult> {
     return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
+  }
+
+  async deformable(args: DeformableArgs): Promise<Tensor> {
+    return (await this.#run('deformable', args, { out: requireArgs(args).out })).out;
+  }
+
+  async deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients> {
+    const names = { gradValue: undefined, gradSamplingLocations: undefined, gradAttentionWeights: undefined };
+    const grads = await this.#run('deformableBackward', requireArgs(args), names);
+    return {
+      value: grads.gradValue,
+      samplingLocations: grads.gradSamplingLocations,
+      attentionWeights: grads.gradAttentionWeights,
+    };
   }
 
   /** Small cases against the host; ERR_DEVICE with what differs. @internal */
@@ -192,29 +232,33 @@ export class NativeDevice implements Device {
     args: CallOptions,
     outputs: Record<Name, TensorLike | undefined>,
   ): Promise<Record<Name, Tensor>> {
+    const kept = Object.entries<TensorLike | undefined>(outputs).map(
+      ([name, given]) => [name, keep(given)] as const,
+    );
+    const made = await this.#made(operation, args);
+    const results = kept.map(([name, given]) => {
+      if (made[name]) return [name, made[name]];
+      if (given instanceof Tensor || given === undefined) return [name, given];
+      return [name, wrapTensor(this.#binding, given.data, given.shape)];
+    });
+    return Object.fromEntries(results) as Record<Name, Tensor>;
+  }
+
+  /** The outputs of an operation that the caller gave no tensors for, by name. */
+  async #made(operation: OperationName, args: CallOptions): Promise<Record<string, Tensor>> {
     const { signal, ...rest } = args;
     requireSignal(signal);
     if (signal?.aborted) {
       throw new AttentionBiasError('ERR_ABORTED', 'the operation was aborted', { cause: signal.reason });
     }
-    const kept = Object.entries<TensorLike | undefined>(outputs).map(
-      ([name, given]) => [name, keep(given)] as const,
-    );
     const id = ++this.#calls;
     try {
       const pending = this.#native[operation](id, rest);
       if (signal) this.#watch(signal, id);
-      const made = await pending;
-      const results = kept.map(([name, given]) => {
-        const tensor = made[name];
-        if (tensor) {
-          const { buffer, shape, dtype, memory } = tensor;
-          return [name, adoptTensor(this.#binding, buffer, shape, dtype, memory)];
-        }
-        if (given instanceof Tensor || given === undefined) return [name, given];
-        return [name, wrapTensor(this.#binding, given.data, given.shape)];
+      const made = Object.entries(await pending).map(([name, { buffer, shape, dtype, memory }]) => {
+        return [name, adoptTensor(this.#binding, buffer, shape, dtype, memory)];
       });
-      return Object.fromEntries(results) as Record<Name, Tensor>;
+      return Object.fromEntries(made) as Record<string, Tensor>;
     } catch (error) {
       throw fromNative(error, signal?.aborted ? { cause: signal.reason } : undefined);
     } finally {

@@ -47,9 +47,15 @@ await writeNpy('x.npy', { data: Float32Array.of(1, 2), shape: [2] });
 const { data, shape } = await readNpy('x.npy');
 if (`${data} ${shape}` !== '1,2 2') throw new Error(`x.npy is ${data} ${shape}`);
 JS
+cat > presets.mjs <<'JS'
+import { alibiSlopes } from 'attention-bias/presets';
+const { data } = alibiSlopes(2);
+if (data.join() !== '0.0625,0.00390625') throw new Error(`slopes are ${data}`);
+JS
 node use.cjs
 node use.mjs
 node formats.mjs
+node presets.mjs
 npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo

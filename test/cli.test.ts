@@ -68,7 +68,16 @@ test('smoke passes on every instruction set, under 10 s', () => {
       .filter(({ device }) => device === `cpu ${level}`)
       .map(({ name }) => name.split(' ')[0]);
     expect(new Set(names)).toEqual(
-      new Set(['attention', 'bias', 'linear', 'multihead', 'router', 'project']),
+      new Set([
+        'attention',
+        'bias',
+        'linear',
+        'multihead',
+        'router',
+        'project',
+        'deformable',
+        'deformable-backward',
+      ]),
     );
   }
   expect(cli(['smoke'])).toMatchObject({

@@ -1,6 +1,8 @@
 import type {
   AttentionArgs,
   BiasArgs,
+  DeformableArgs,
+  DeformableBackwardArgs,
   Device,
   MultiheadArgs,
   ProjectArgs,
@@ -15,7 +17,9 @@ export type Call =
   | ['bias', BiasArgs]
   | ['multihead', MultiheadArgs]
   | ['router', RouterArgs]
-  | ['project', ProjectArgs];
+  | ['project', ProjectArgs]
+  | ['deformable', DeformableArgs]
+  | ['deformableBackward', DeformableBackwardArgs];
 
 function tensor(value: number, shape: readonly number[]): Tensor {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value);
@@ -59,6 +63,15 @@ export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
     project: async (args) => {
       await note('project', args);
       return { bevCenters: tensor(5, [1, 2, 2]), cameraCenters: tensor(6, [1, 2, 3]) };
+    },
+    deformable: async (args) => {
+      await note('deformable', args);
+      return tensor(7, [1, 2, 3]);
+    },
+    deformableBackward: async (args) => {
+      await note('deformableBackward', args);
+      const grad = tensor(8, [1, 2, 3]);
+      return { value: grad, samplingLocations: grad, attentionWeights: grad };
     },
     close: () => undefined,
   };

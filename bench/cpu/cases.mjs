@@ -3,6 +3,8 @@
 // { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `kind` is the operation, `from` names the case in
 // cases.json, `ways` are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at
 // hand, 'none', 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
+// A case of kind 'deformable' or 'deformable-backward' has levels, queries, heads, points and channels; its shape is that of all
+// its outputs, and PyTorch's way is 'grid_sample'.
 import { loadCases, sizeOf } from '../cases.mjs';
 
 const attention = [
@@ -52,5 +54,32 @@ export function cpuCases({ small = false } = {}) {
     const name = `${from}${dtype === 'float32' ? '' : ', bf16'}${fresh ? ', fresh memory' : ''}`;
     return { name, from, kind: 'bias', shape, bias: terms, dtype, fresh, ways, bytes };
   });
-  return { cases: [...attentionCases, ...multiheadCases, ...biasCases], tensors: given.tensors };
+  const deformableCases = given.deformable.flatMap((item) => {
+    const { name, levels, queries, heads, points, channels } = item;
+    const samples = queries * heads * levels.length * points;
+    const values = levels.reduce((sum, level) => sum + sizeOf(level), 0) * heads * channels;
+    const common = {
+      ...item,
+      from: name,
+      bias: [],
+      precision: 'f32',
+      dtype: 'float32',
+      ways: ['grid_sample'],
+    };
+    const flops = 8 * samples * channels;
+    return [
+      { ...common, kind: 'deformable', shape: [1, queries, heads * channels], flops },
+      {
+        ...common,
+        name: `${name} backward`,
+        kind: 'deformable-backward',
+        shape: [values + 3 * samples],
+        flops: 2 * flops,
+      },
+    ];
+  });
+  return {
+    cases: [...attentionCases, ...multiheadCases, ...biasCases, ...deformableCases],
+    tensors: given.tensors,
+  };
 }

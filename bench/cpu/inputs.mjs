@@ -5,6 +5,8 @@ import { drawTensors, makePool, sizeOf, withTensors } from '../cases.mjs';
 const require = createRequire(import.meta.url);
 const { openSafetensors, writeSafetensors } = require('../../dist/formats/index.js');
 
+const isDeformable = ({ kind }) => kind.startsWith('deformable');
+
 /** The tensors of each kind of case, but for its terms'. */
 const shapes = {
   attention: ({ shape: [b, h, q, k, d] }) => ({
@@ -26,9 +28,44 @@ const shapes = {
     };
     return { query, key, value: key, keyPos: key, ...weights };
   },
+  deformable({ levels, queries, heads, points, channels }) {
+    const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
+    return {
+      value: [1, pixels, heads, channels],
+      attentionWeights: [1, queries, heads, levels.length, points],
+      gradOut: [1, queries, heads * channels],
+    };
+  },
   bias: () => ({}),
 };
+shapes['deformable-backward'] = shapes.deformable;
 const shapesOf = (item) => Object.entries(shapes[item.kind](item));
+
+/**
+ * Locations some pixels about a query's own place: where there are as many queries as pixels, the pixel's, as in an encoder; else
+ * anywhere. Clear of pixels' centres, where rounding would decide the derivative.
+ */
+function samplingLocations({ levels, queries, heads, points }) {
+  const pixels = levels.flatMap(([h, w]) =>
+    Array.from({ length: h * w }, (_, i) => [((i % w) + 0.5) / w, (Math.floor(i / w) + 0.5) / h]),
+  );
+  const shape = [1, queries, heads, levels.length, points, 2];
+  const data = new Float32Array(sizeOf(shape));
+  let at = 0;
+  for (let q = 0; q < queries; ++q) {
+    const place = queries === pixels.length ? pixels[q] : [Math.random(), Math.random()];
+    for (let h = 0; h < heads; ++h) {
+      for (const [height, width] of levels) {
+        for (let i = 0; i < 2 * points; ++i) {
+          const size = i % 2 === 0 ? width : height;
+          const pixel = Math.floor(place[i % 2] * size + 8 * Math.random() - 4);
+          data[at++] = (pixel + 0.5 + 0.01 + 0.98 * Math.random()) / size;
+        }
+      }
+    }
+  }
+  return { data, shape };
+}
 
 /** write(item, path) draws a case's tensors. Weights are such that what they project is as large as before. */
 export function makeWriter(cases, tensors) {
@@ -41,6 +78,7 @@ export function makeWriter(cases, tensors) {
       const scale = name.endsWith('Weight') ? shape[1] ** -0.5 : 1;
       drawn[name] = { data: scale === 1 ? data : data.map((x) => scale * x), shape };
     }
+    if (isDeformable(item)) drawn.samplingLocations = samplingLocations(item);
     return writeSafetensors(path, drawn);
   };
 }

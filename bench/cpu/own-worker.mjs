@@ -48,6 +48,41 @@ function multihead(device, { shape: [b, h, q, , d] }, given, bias) {
   return { run: () => timed(() => device.multihead(args)), values: () => out.data, outputBytes: 0 };
 }
 
+function deformable(device, { shape, levels }, given) {
+  const { value, samplingLocations, attentionWeights } = given;
+  const args = { value, samplingLocations, attentionWeights, spatialShapes: levels };
+  const out = device.tensor(shape);
+  out.data.fill(1);
+  return {
+    run: () => timed(() => device.deformable({ ...args, out })),
+    values: () => out.data,
+    outputBytes: 0,
+  };
+}
+
+/** Its outputs are new memory each time, as PyTorch's are. */
+function deformableBackward(device, { shape, levels }, given) {
+  let grads = {};
+  return {
+    run() {
+      for (const grad of Object.values(grads)) grad.dispose();
+      return timed(
+        async () => (grads = await device.deformableBackward({ ...given, spatialShapes: levels })),
+      );
+    },
+    values() {
+      const all = new Float32Array(sizeOf(shape));
+      let at = 0;
+      for (const { data } of [grads.value, grads.samplingLocations, grads.attentionWeights]) {
+        all.set(data, at);
+        at += data.length;
+      }
+      return all;
+    },
+    outputBytes: 4 * sizeOf(shape),
+  };
+}
+
 function dense(device, { shape, dtype, fresh }, _, bias) {
   let out;
   if (!fresh) {

@@ -29,6 +29,40 @@ def build(case, named, dtype):
     return dense(case, named, "cpu", dtype)
 
 
+def sample(case, value, locations, weights):
+    """Multi-scale deformable attention by grid_sample, a call a level."""
+    batch, queries, heads, _, points, _ = locations.shape
+    channels, samples, start = value.shape[3], [], 0
+    for index, (height, width) in enumerate(case["levels"]):
+        level = value[:, start : start + height * width].permute(0, 2, 3, 1)
+        level = level.reshape(batch * heads, channels, height, width)
+        start += height * width
+        grid = (2 * locations[:, :, :, index] - 1).transpose(1, 2).flatten(0, 1)
+        samples.append(torch.nn.functional.grid_sample(level, grid, align_corners=False))
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+    out = (torch.cat(samples, dim=-1) * weights).sum(-1)
+    return out.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def prepare_deformable(case, named):
+    names = ("value", "samplingLocations", "attentionWeights")
+    if case["kind"] == "deformable":
+        inputs = [named[name] for name in names]
+        return lambda: sample(case, *inputs).contiguous(), named["gradOut"].numel() * 4
+    with torch.inference_mode(False):
+        inputs = [named[name].clone().requires_grad_() for name in names]
+        grad_out = named["gradOut"].clone()
+        # Backward needs the forward's intermediate results, so that it is kept and only its gradient timed.
+        with torch.enable_grad():
+            out = sample(case, *inputs)
+
+    def backward():
+        with torch.inference_mode(False):
+            return torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
+
+    return backward, sum(tensor.numel() for tensor in inputs) * 4
+
+
 def compile_flex(case, named, qkv):
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -62,6 +96,8 @@ def prepare(message):
             return lambda: build(case, named, dtype), size
         out = torch.ones(1, 1, *case["shape"][2:4], dtype=dtype)
         return lambda: fill_modality(out, case, named), 0
+    if case["kind"].startswith("deformable"):
+        return prepare_deformable(case, named)
     qkv = [named[name] for name in ("query", "key", "value")]
     size = qkv[0].numel() * 4
     if case["kind"] == "multihead":
@@ -119,7 +155,10 @@ class Participant:
         return reply
 
     def output(self, message):
-        values = self.outputs[message["way"]].flatten()[:: message["stride"]].float().contiguous()
+        output = self.outputs[message["way"]]
+        if isinstance(output, tuple):
+            output = torch.cat([tensor.flatten() for tensor in output])
+        values = output.flatten()[:: message["stride"]].float().contiguous()
         values.numpy().tofile(message["path"])
         return {}
 

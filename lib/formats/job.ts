@@ -97,6 +97,13 @@ const term: z.ZodType<BiasTerm<TensorRef>> = z.discriminatedUnion(
 const terms = z.array(term, { error: 'a list of terms' });
 const tensors = z.string({ error: 'the path of a safetensors file' });
 
+const deformable = {
+  value: float,
+  spatialShapes: z.array(pair, { error: 'a list of [h, w]' }),
+  samplingLocations: float,
+  attentionWeights: float,
+};
+
 const operationSchemas = [
   fields({
     op: z.literal('attention'),
@@ -104,6 +111,16 @@ const operationSchemas = [
     query: float,
     key: float,
     value: float,
+    scale: number.exactOptional(),
+    bias: terms.exactOptional(),
+  }),
+  fields({
+    op: z.literal('attention-backward'),
+    tensors,
+    query: float,
+    key: float,
+    value: float,
+    gradOut: float,
     scale: number.exactOptional(),
     bias: terms.exactOptional(),
   }),
@@ -130,6 +147,14 @@ const operationSchemas = [
     identity: boolean.exactOptional(),
   }),
   fields({ op: z.literal('router'), tensors, features: float, weight: float, bias: float }),
+  fields({ op: z.literal('deformable'), tensors, ...deformable }),
+  fields({
+    op: z.literal('deformable-backward'),
+    tensors,
+    ...deformable,
+    gradOut: float,
+    deterministic: boolean.exactOptional(),
+  }),
   fields({
     op: z.literal('project'),
     tensors,

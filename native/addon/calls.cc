@@ -73,6 +73,27 @@ MultiheadProblem MultiheadCall::problem(std::unique_ptr<Program>* program) const
   return problem;
 }
 
+BackwardCall::BackwardCall(Fields* arguments)
+    : attention(arguments), grad_out(arguments->tensor("gradOut")) {}
+
+BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
+  BackwardProblem problem;
+  problem.attention = attention.problem(program);
+  require_grad_out(*grad_out, problem.attention);
+  problem.grad_out = grad_out->f32();
+  return problem;
+}
+
+DeformableCall::DeformableCall(Fields* arguments)
+    : value(arguments->tensor("value")),
+      sampling_locations(arguments->tensor("samplingLocations")),
+      attention_weights(arguments->tensor("attentionWeights")),
+      spatial_shapes(arguments->integer_lists("spatialShapes")) {}
+
+DeformableProblem DeformableCall::problem() const {
+  return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
+}
+
 BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {
   if (shape.size() != 4) throw expected(ErrorCode::kShape, "[B, H, Q, K]", "shape", to_string(shape));
   terms = read_terms(arguments, "bias");
@@ -118,6 +139,35 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
     problem.out = outputs->take("out", {e.batch, e.heads, e.queries, problem.value_dim}, "[B, H, Q, Dv]");
     problem.lse = outputs->take("lse", {e.batch, e.heads, e.queries}, "[B, H, Q]");
     backend->attention(problem, abort);
+  };
+}
+
+Compute read_attention_backward(Fields* arguments, Outputs* outputs) {
+  const BackwardCall call(arguments);
+  const TensorView *out = arguments->optional_tensor("out"), *lse = arguments->optional_tensor("lse");
+  if (!out != !lse) throw expected(ErrorCode::kValue, "both or none", "out and lse", "one of them");
+  const bool of_terms = arguments->boolean("termGradients", true);
+  outputs->declare_place(arguments, call.attention.query);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    std::unique_ptr<Program> program;
+    BackwardProblem problem = call.problem(&program);
+    AttentionProblem& p = problem.attention;
+    check_values(backend, *program, abort);
+    const Extent& e = p.extent;
+    if (out) {
+      require_results(*out, *lse, p);
+      p.out = static_cast<float*>(out->data);
+      p.lse = static_cast<float*>(lse->data);
+    }
+    problem.grad_query = outputs->make("query", {e.batch, e.heads, e.queries, p.head_dim});
+    problem.grad_key = outputs->make("key", {e.batch, e.heads, e.keys, p.head_dim});
+    problem.grad_value = outputs->make("value", {e.batch, e.heads, e.keys, p.value_dim});
+    if (of_terms) {
+      for (const Learnable& learnable : program->learnables()) {
+        problem.grad_terms.push_back(outputs->make(learnable.tensor.name, learnable.tensor.shape));
+      }
+    }
+    backend->attention_backward(problem, abort);
   };
 }
 
@@ -181,6 +231,30 @@ Compute read_router(Fields* arguments, Outputs* outputs) {
   };
 }
 
+Compute read_router_backward(Fields* arguments, Outputs* outputs) {
+  const TensorView *features = arguments->tensor("features"), *weight = arguments->tensor("weight"),
+                   *bias = arguments->tensor("bias"), *grad_out = arguments->tensor("gradOut");
+  const bool outputs_first = arguments->boolean("outputsFirst", false);
+  for (const char* name : {"features", "weight", "bias"}) outputs->declare(name);
+  outputs->declare_place(arguments, features);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    RouterBackwardProblem problem;
+    problem.router = router_problem(*features, *weight, *bias);
+    problem.router.outputs_first = outputs_first;
+    const int64_t b = features->shape[0], q = features->shape[1], m = problem.router.outputs;
+    if (outputs_first) {
+      require(*grad_out, DType::kFloat32, {dim(m), dim(b), dim(q)}, "[M, B, Q]");
+    } else {
+      require(*grad_out, DType::kFloat32, {dim(b), dim(q), dim(m)}, "[B, Q, M]");
+    }
+    problem.grad_out = grad_out->f32();
+    problem.grad_features = outputs->take("features", features->shape, "[B, Q, E]");
+    problem.grad_weight = outputs->take("weight", weight->shape, "[M, E]");
+    problem.grad_bias = outputs->take("bias", bias->shape, "[M]");
+    backend->router_backward(problem, abort);
+  };
+}
+
 Compute read_project(Fields* arguments, Outputs* outputs) {
   const TensorView *points = arguments->tensor("referencePoints"),
                    *lidar2img = arguments->tensor("lidar2img");
@@ -196,6 +270,37 @@ Compute read_project(Fields* arguments, Outputs* outputs) {
     problem.bev_centers = outputs->take("bevCenters", {problem.batch, problem.queries, 2}, "[B, Q, 2]");
     problem.camera_centers = outputs->take("cameraCenters", {problem.batch, problem.queries, 3}, "[B, Q, 3]");
     backend->project(problem, abort);
+  };
+}
+
+Compute read_deformable(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, call.value);
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableProblem problem = call.problem();
+    problem.out = outputs->take("out", {problem.batch, problem.queries, problem.heads * problem.head_dim},
+                                "[B, Q, H·D]");
+    backend->deformable(problem, abort);
+  };
+}
+
+Compute read_deformable_backward(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  const TensorView* grad_out = arguments->tensor("gradOut");
+  const bool deterministic = arguments->boolean("deterministic", false);
+  for (const char* name : {"gradValue", "gradSamplingLocations", "gradAttentionWeights"})
+    outputs->declare(name);
+  outputs->declare_place(arguments, call.value);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableBackwardProblem problem = deformable_backward_problem(call.problem(), *grad_out);
+    problem.deterministic = deterministic;
+    problem.grad_value = outputs->take("gradValue", call.value->shape, "[B, S, H, D]");
+    problem.grad_locations =
+        outputs->take("gradSamplingLocations", call.sampling_locations->shape, "[B, Q, H, L, P, 2]");
+    problem.grad_weights =
+        outputs->take("gradAttentionWeights", call.attention_weights->shape, "[B, Q, H, L, P]");
+    backend->deformable_backward(problem, abort);
   };
 }
 

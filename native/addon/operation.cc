@@ -56,6 +56,11 @@ void* Outputs::take(const char* name, const Shape& shape, const char* letters, D
   throw Error(ErrorCode::kDevice, std::string("no output ") + name);
 }
 
+float* Outputs::make(const std::string& name, const Shape& shape) {
+  declare(name.c_str());
+  return take(name.c_str(), shape, "");
+}
+
 void Outputs::require_apart(const Arguments& arguments) const {
   for (const Output& output : outputs_) {
     if (output.given) arguments.require_apart(*output.given);

@@ -42,6 +42,9 @@ class Outputs {
   // An output that can't be given.
   void declare(const char* name);
 
+  // On any thread: where to write one that is known only now.
+  float* make(const std::string& name, const Shape& shape);
+
   // On any thread: where to write. ERR_DTYPE or ERR_SHAPE for a given one of another dtype or shape.
   void* take(const char* name, const Shape& shape, const char* letters, DType dtype);
   float* take(const char* name, const Shape& shape, const char* letters) {

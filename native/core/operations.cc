@@ -47,6 +47,19 @@ AttentionProblem attention_problem(const TensorView& query, const TensorView& ke
   return p;
 }
 
+void require_grad_out(const TensorView& grad_out, const AttentionProblem& attention) {
+  const Extent& e = attention.extent;
+  require(grad_out, DType::kFloat32, {dim(e.batch), dim(e.heads), dim(e.queries), dim(attention.value_dim)},
+          "[B, H, Q, Dv]");
+}
+
+void require_results(const TensorView& out, const TensorView& lse, const AttentionProblem& attention) {
+  const Extent& e = attention.extent;
+  require(out, DType::kFloat32, {dim(e.batch), dim(e.heads), dim(e.queries), dim(attention.value_dim)},
+          "[B, H, Q, Dv]");
+  require(lse, DType::kFloat32, {dim(e.batch), dim(e.heads), dim(e.queries)}, "[B, H, Q]");
+}
+
 Shape bias_shape(const Program& bias) {
   const Extent& e = bias.extent();
   return {bias.depends_on_batch() ? e.batch : 1, bias.depends_on_head() ? e.heads : 1, e.queries, e.keys};

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "core/program.h"
 #include "core/project.h"
@@ -46,6 +47,23 @@ struct AttentionProblem {
 AttentionProblem attention_problem(const TensorView& query, const TensorView& key, const TensorView& value,
                                    double scale);
 
+// The gradients of Σ out·grad_out by query, key, value and the bias's learnable tensors.
+struct BackwardProblem {
+  AttentionProblem attention;       // out and lse are inputs here
+  const float* grad_out = nullptr;  // [B, H, Q, Dv]
+  float* grad_query = nullptr;      // [B, H, Q, D]
+  float* grad_key = nullptr;        // [B, H, K, D]
+  float* grad_value = nullptr;      // [B, H, K, Dv]
+  // As bias->learnables() and of their shapes; empty where nobody wants them.
+  std::vector<float*> grad_terms;
+};
+
+// Checks grad_out against the attention's shape.
+void require_grad_out(const TensorView& grad_out, const AttentionProblem& attention);
+
+// Checks what an attention gave against its shape.
+void require_results(const TensorView& out, const TensorView& lse, const AttentionProblem& attention);
+
 struct BiasProblem {
   const Program* bias = nullptr;
   void* out = nullptr;            // bias_shape()
@@ -72,6 +90,15 @@ struct RouterProblem {
 };
 
 RouterProblem router_problem(const TensorView& features, const TensorView& weight, const TensorView& bias);
+
+// The gradients of Σ weights·grad_out.
+struct RouterBackwardProblem {
+  RouterProblem router;             // `out` is neither read nor written
+  const float* grad_out = nullptr;  // as the router's out
+  float* grad_features = nullptr;   // [B, Q, E]
+  float* grad_weight = nullptr;     // [M, E]
+  float* grad_bias = nullptr;       // [M]
+};
 
 struct ProjectProblem {
   int64_t batch = 0, queries = 0, views = 0;

@@ -98,6 +98,11 @@ const Term* Program::term_data() const { return terms_.data(); }
 
 int Program::term_count() const { return static_cast<int>(terms_.size()); }
 
+int Program::learnable_count(int term) const {
+  return static_cast<int>(std::count_if(learnables_.begin(), learnables_.end(),
+                                        [&](const Learnable& l) { return l.term == term; }));
+}
+
 KeyBound Program::key_bound() const {
   KeyBound bound = {extent_.keys, kWholeRow, -1, 0};
   for (size_t i = 0; i < terms_.size(); ++i) {
@@ -170,6 +175,12 @@ void Program::require(const TensorView& view, DType dtype, const std::vector<Dim
   tensors_.push_back(view);
 }
 
+void Program::learn(const TensorView& tensor) {
+  const int term = static_cast<int>(terms_.size());
+  const bool more = !learnables_.empty() && learnables_.back().term == term;
+  learnables_.push_back({tensor, term, more ? learnables_.back().slot + 1 : 0});
+}
+
 void Program::require_range(const TensorView& view, float low, float high, const char* what) {
   const ValueCheck check = {view, low, high, what};
   if (view.on_device) {
@@ -191,6 +202,7 @@ void Program::add_dense(const TensorView& bias, const std::string& path) {
   const BroadcastStrides s = broadcast_strides(bias.shape);
   Term term = term_of(TermType::kDense);
   term.dense = {bias.f32(), s.batch, s.head, s.query, s.key};
+  learn(bias);
   append(term, path, bias.shape[0] > 1, bias.shape[1] > 1);
 }
 
@@ -249,6 +261,9 @@ void Program::add_modality(double strength, const std::vector<ModalitySegmentSpe
         {static_cast<int32_t>(s.start), static_cast<int32_t>(s.start + s.length), s.weights.f32()});
   }
   sort_by_start(&resolved, [](const ModalitySegment& s) { return s.start; });
+  std::vector<ModalitySegmentSpec> by_slot = segments;
+  sort_by_start(&by_slot, [](const ModalitySegmentSpec& s) { return s.start; });
+  for (const ModalitySegmentSpec& s : by_slot) learn(s.weights);
   modality_segments_.push_back(std::move(resolved));
   Term term = term_of(TermType::kModality);
   const auto& owned = modality_segments_.back();
@@ -276,6 +291,9 @@ void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>
   }
   require_segments(ranges, e.keys, path);
   sort_by_start(&resolved, [](const SpatialSegment& s) { return s.grid.start; });
+  std::vector<SpatialSegmentSpec> by_slot = segments;
+  sort_by_start(&by_slot, [](const SpatialSegmentSpec& s) { return s.cells.start; });
+  for (const SpatialSegmentSpec& s : by_slot) learn(s.weights);
   spatial_segments_.push_back(std::move(resolved));
   Term term = term_of(TermType::kSpatial);
   const auto& owned = spatial_segments_.back();
@@ -378,6 +396,7 @@ void Program::add_relative_position(const std::vector<int64_t>& window, const Te
   Term term = term_of(TermType::kRelativePosition);
   term.relative_position = {table.f32(), static_cast<int32_t>(window[0]), static_cast<int32_t>(window[1]),
                             e.heads, cls_token};
+  learn(table);
   append(term, path, false, true);
 }
 
@@ -406,6 +425,8 @@ void Program::add_low_rank(const TensorView& query_factors, const TensorView& ke
                    k.head,
                    static_cast<int32_t>(rank),
                    finite_number(scale, path + ".scale")};
+  learn(query_factors);
+  learn(key_factors);
   append(term, path, query_factors.shape[0] > 1 || key_factors.shape[0] > 1,
          query_factors.shape[1] > 1 || key_factors.shape[1] > 1);
 }
@@ -415,6 +436,7 @@ void Program::add_alibi(const TensorView& slopes, const std::string& path) {
   require_finite(slopes);
   Term term = term_of(TermType::kAlibi);
   term.alibi = {slopes.f32(), extent_.keys - extent_.queries};
+  learn(slopes);
   append(term, path, false, true);
 }
 

@@ -41,6 +41,13 @@ struct WindowSegmentSpec {
   int64_t size = 0;
 };
 
+// A tensor of a term for which a gradient can be asked.
+struct Learnable {
+  TensorView tensor;
+  int term;
+  int32_t slot;  // among the term's: see terms.h
+};
+
 class Program {
  public:
   // ERR_SHAPE for an extent that can't be addressed.
@@ -76,6 +83,12 @@ class Program {
   // The tensors that the terms point to, each as often as it is used.
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
+  // The learnable ones, by term, then by slot.
+  const std::vector<Learnable>& learnables() const { return learnables_; }
+
+  // How many of them are a term's. Out of line, as term_data().
+  int learnable_count(int term) const;
+
   // What is to be checked of values that the host can't read. Those that it can are checked already.
   const std::vector<ValueCheck>& device_checks() const { return device_checks_; }
 
@@ -97,6 +110,8 @@ class Program {
   void append(const Term& term, const std::string& path, bool depends_on_batch, bool depends_on_head);
   // As attention_bias::require, of a tensor that a term will point to.
   void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
+  // The next slot of the term that append() will add.
+  void learn(const TensorView& tensor);
   void require_range(const TensorView& view, float low, float high, const char* what);
   void require_finite(const TensorView& view);
   CellGrid cell_grid(const GridSpec& spec, const std::string& path);
@@ -104,6 +119,7 @@ class Program {
   Extent extent_;
   std::vector<Term> terms_;
   std::vector<TensorView> tensors_;
+  std::vector<Learnable> learnables_;
   std::vector<ValueCheck> device_checks_;
   int64_t low_rank_dims_ = 0;
   uint64_t batch_terms_ = 0;  // those that differ between batch rows; bit i speaks of term i

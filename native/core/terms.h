@@ -6,7 +6,7 @@
 //   value<Real>(column, q)  the term's value for one query of that column; −∞ hides the pair
 //   tile_class(tile)        a closed-form bound on a tile, so that kernels skip what need not be evaluated
 //
-// and four facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
+// and facts: kHides, whether the value can be −∞; kLocal, whether the value is outside(k) for all
 // queries but those near the key, of which near(tile, q, f) tells, so that kernels evaluate only those;
 // kKeysTogether, whether the values of one query lie side by side in memory, so that kernels go along keys;
 // kBoundsKeys, whether the term only hides, and how many keys a query sees is bounded by its fields, whatever
@@ -102,6 +102,7 @@ struct DenseTerm {
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = true, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
   template <class F>
   void each_tensor(F&& f) {
     f(bias);
@@ -114,6 +115,10 @@ struct DenseTerm {
   template <class Real>
   AB_HD Real value(Column column, int32_t q) const {
     return static_cast<Real>(column[q * query_stride]);
+  }
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t h, int32_t k, int32_t q, F&& f) const {
+    f(0, b * batch_stride + h * head_stride + q * query_stride + k * key_stride, Real(1));
   }
   AB_HD TileClass tile_class(const Tile&) const {
     return key_stride == 0 ? TileClass::kRowConstant : TileClass::kMixed;
@@ -155,6 +160,7 @@ struct MaskTerm {
   int64_t batch_stride, head_stride, query_stride, key_stride;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = true, kBoundsKeys = false;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&& f) {
     f(visible);
@@ -179,6 +185,7 @@ struct PaddingTerm {
   int64_t keys;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&& f) {
     f(ignore);
@@ -202,6 +209,7 @@ struct BlockDiagonalTerm {
   int64_t queries, keys;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&& f) {
     f(query_ids), f(key_ids);
@@ -256,6 +264,7 @@ struct SlidingWindowTerm {
   int64_t left, right, offset;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = true;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -300,6 +309,7 @@ struct DenoisingTerm {
   bool groups_see_matching;
 
   static constexpr bool kHides = true, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -354,6 +364,7 @@ struct ModalityTerm {
   int64_t queries;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
 
   using Column = const float*;  // the segment's weights of batch row b, or null
   AB_HD Column column(int64_t b, int64_t, int32_t k) const {
@@ -366,6 +377,13 @@ struct ModalityTerm {
   AB_HD Real value(Column weights, int32_t q) const {
     return weights ? (static_cast<Real>(weights[q]) - Real(0.5)) * static_cast<Real>(twice_strength)
                    : Real(0);
+  }
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t, int32_t k, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      if (k < segments[i].start || k >= segments[i].end) continue;
+      f(i, b * queries + q, static_cast<Real>(twice_strength));
+    }
   }
   AB_HD int32_t next_cut(int32_t k, int32_t end) const {
     for (int32_t i = 0; i < count; ++i) end = cut_of(segments[i].start, segments[i].end, k, end);
@@ -478,6 +496,7 @@ struct SpatialTerm {
   int64_t queries;
 
   static constexpr bool kHides = false, kLocal = true, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
 
   struct Column {
     Cell cell;
@@ -513,22 +532,30 @@ struct SpatialTerm {
   }
   template <class Real, class F>
   AB_HD void near_values(const Tile& t, int32_t q, F&& f) const {
-    for (int32_t i = 0; i < count; ++i) {
-      const SpatialSegment& s = segments[i];
-      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
-      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
-      const Center center = center_of(centers, s.grid.components, q);
-      const Real scale = static_cast<Real>(s.weights[t.b * queries + q]) * static_cast<Real>(strength);
-      const Real inverse = Real(1) / static_cast<Real>(s.radius);
-      runs_of(s.grid, box_of(s, center), t, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-        const Cell first = cell_of(s.grid, t.b, queries, begin);
-        f(begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
-          const Cell cell = {first.centers, first.view, first.y, first.x + static_cast<float>(k)};
-          const Real share = share_of<Real>(cell, center, inverse);
-          return share > Real(0) ? scale * share : Real(0);
-        });
+    near_shares<Real>(t, q, [&](int32_t i, int32_t begin, int32_t end, auto share) AB_INLINE_LAMBDA {
+      const float weight = segments[i].weights[t.b * queries + q];
+      const Real scale = static_cast<Real>(weight) * static_cast<Real>(strength);
+      f(begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
+        const Real of_key = share(k);
+        return of_key > Real(0) ? scale * of_key : Real(0);
       });
-    }
+    });
+  }
+  template <class Real, class F>
+  AB_HD void near_derivatives(const Tile& t, int32_t q, F&& f) const {
+    near_shares<Real>(t, q, [&](int32_t i, int32_t begin, int32_t end, auto share) AB_INLINE_LAMBDA {
+      f(i, t.b * queries + q, begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
+        const Real of_key = share(k);
+        return of_key > Real(0) ? static_cast<Real>(strength) * of_key : Real(0);
+      });
+    });
+  }
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t h, int32_t k, int32_t q, F&& f) const {
+    const Tile pair = {b, h, q, q + 1, k, k + 1};
+    near_derivatives<Real>(pair, q,
+                           [&](int32_t slot, int64_t at, int32_t, int32_t, auto derivative)
+                               AB_INLINE_LAMBDA { f(slot, at, derivative(0)); });
   }
   AB_HD float outside(int32_t) const { return 0.0f; }
   AB_HD int32_t next_cut(int32_t, int32_t end) const { return end; }
@@ -544,6 +571,24 @@ struct SpatialTerm {
   AB_HD static CellBox box_of(const SpatialSegment& s, const Center& c) {
     const float r = s.radius;
     return box_round(s.grid, c, c.y - r, c.y + r + 1, c.x - r, c.x + r + 1);
+  }
+  // Calls f(segment, begin, end, share) for the runs of near(); share(i) is that of key begin + i.
+  template <class Real, class F>
+  AB_HD void near_shares(const Tile& t, int32_t q, F&& f) const {
+    for (int32_t i = 0; i < count; ++i) {
+      const SpatialSegment& s = segments[i];
+      if (t.k1 <= s.grid.start || t.k0 >= s.grid.end) continue;
+      const float* centers = s.grid.centers + t.b * queries * s.grid.components;
+      const Center center = center_of(centers, s.grid.components, q);
+      const Real inverse = Real(1) / static_cast<Real>(s.radius);
+      runs_of(s.grid, box_of(s, center), t, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
+        const Cell first = cell_of(s.grid, t.b, queries, begin);
+        f(i, begin, end, [&](int32_t k) AB_INLINE_LAMBDA {
+          const Cell cell = {first.centers, first.view, first.y, first.x + static_cast<float>(k)};
+          return share_of<Real>(cell, center, inverse);
+        });
+      });
+    }
   }
   // 1 − dist/radius; not above 0 for a cell of another view, nor for NaN.
   template <class Real>
@@ -575,6 +620,7 @@ struct WindowTerm {
   int64_t queries;
 
   static constexpr bool kHides = true, kLocal = true, kBoundsKeys = true;
+  static constexpr bool kLearns = false;
 
   struct Column {
     Cell cell;
@@ -667,6 +713,7 @@ struct ShiftedWindowTerm {
   float masked;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = false;
   template <class F>
   void each_tensor(F&&) {}
 
@@ -709,6 +756,7 @@ struct RelativePositionTerm {
   bool cls_token;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
   template <class F>
   void each_tensor(F&& f) {
     f(table);
@@ -723,20 +771,44 @@ struct RelativePositionTerm {
     const int32_t token = cls_token ? k - 1 : k;
     return {table + h, token / width, token % width};
   }
+  // The row of the table.
+  AB_HD int32_t index(const Column& c, int32_t q) const {
+    const int32_t pairs = (2 * height - 1) * (2 * width - 1);
+    if (cls_token && q == 0) return c.y < 0 ? pairs + 2 : pairs;
+    if (c.y < 0) return pairs + 1;
+    const int32_t token = cls_token ? q - 1 : q;
+    const int32_t y = token / width, x = token - y * width;
+    return (y - c.y + height - 1) * (2 * width - 1) + x - c.x + width - 1;
+  }
+  AB_HD int32_t rows() const { return (2 * height - 1) * (2 * width - 1) + (cls_token ? 3 : 0); }
+  // index() backwards: the queries that have row i of the table with key `c`.
+  AB_HD QueryRange queries_of(const Column& c, int32_t i, int32_t queries) const {
+    const int32_t columns = 2 * width - 1, pairs = (2 * height - 1) * columns;
+    if (i >= pairs) {
+      if (i == (c.y < 0 ? pairs + 2 : pairs)) return {0, 1};
+      return {1, c.y < 0 && i == pairs + 1 ? queries : 1};
+    }
+    const int32_t y = c.y + i / columns - (height - 1), x = c.x + i % columns - (width - 1);
+    if (c.y < 0 || y < 0 || y >= height || x < 0 || x >= width) return {0, 0};
+    const int32_t q = y * width + x + (cls_token ? 1 : 0);
+    return {q, q + 1};
+  }
+  // Rows [*begin, *end) of the table, with the last three where there is a class token, are those of all
+  // pairs of a tile.
+  AB_HD void rows_of(const Tile& t, int32_t* begin, int32_t* end) const {
+    const int32_t first = cls_token ? 1 : 0, columns = 2 * width - 1;
+    const int32_t least = max_i32(t.q0 - first, 0) / width - max_i32(t.k1 - 1 - first, 0) / width;
+    const int32_t most = max_i32(t.q1 - 1 - first, 0) / width - max_i32(t.k0 - first, 0) / width;
+    *begin = (least + height - 1) * columns;
+    *end = (most + height) * columns;
+  }
   template <class Real>
   AB_HD Real value(const Column& c, int32_t q) const {
-    const int32_t pairs = (2 * height - 1) * (2 * width - 1);
-    int32_t index;
-    if (cls_token && q == 0) {
-      index = c.y < 0 ? pairs + 2 : pairs;
-    } else if (c.y < 0) {
-      index = pairs + 1;
-    } else {
-      const int32_t token = cls_token ? q - 1 : q;
-      const int32_t y = token / width, x = token - y * width;
-      index = (y - c.y + height - 1) * (2 * width - 1) + x - c.x + width - 1;
-    }
-    return static_cast<Real>(c.table[index * heads]);
+    return static_cast<Real>(c.table[index(c, q) * heads]);
+  }
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t h, int32_t k, int32_t q, F&& f) const {
+    f(0, index(column(b, h, k), q) * heads + h, Real(1));
   }
   AB_HD TileClass tile_class(const Tile&) const { return TileClass::kMixed; }
 };
@@ -750,6 +822,7 @@ struct LowRankTerm {
   float scale;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
   template <class F>
   void each_tensor(F&& f) {
     f(query_factors), f(key_factors);
@@ -770,6 +843,15 @@ struct LowRankTerm {
     for (int32_t r = 0; r < rank; ++r) sum += static_cast<Real>(row[r]) * static_cast<Real>(c.key_factors[r]);
     return sum * static_cast<Real>(scale);
   }
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t h, int32_t k, int32_t q, F&& f) const {
+    const int64_t query = b * query_batch_stride + h * query_head_stride + static_cast<int64_t>(q) * rank;
+    const int64_t key = b * key_batch_stride + h * key_head_stride + static_cast<int64_t>(k) * rank;
+    for (int32_t r = 0; r < rank; ++r) {
+      f(0, query + r, static_cast<Real>(scale) * static_cast<Real>(key_factors[key + r]));
+      f(1, key + r, static_cast<Real>(scale) * static_cast<Real>(query_factors[query + r]));
+    }
+  }
   AB_HD TileClass tile_class(const Tile&) const {
     return scale == 0.0f ? TileClass::kZero : TileClass::kMixed;
   }
@@ -781,6 +863,7 @@ struct AlibiTerm {
   int64_t offset;
 
   static constexpr bool kHides = false, kLocal = false, kKeysTogether = false, kBoundsKeys = false;
+  static constexpr bool kLearns = true;
   template <class F>
   void each_tensor(F&& f) {
     f(slopes);
@@ -791,14 +874,19 @@ struct AlibiTerm {
     int64_t origin;  // the query at distance 0
   };
   AB_HD Column column(int64_t, int64_t h, int32_t k) const { return {slopes[h], k - offset}; }
+  AB_HD static int64_t distance(const Column& c, int32_t q) {
+    return q >= c.origin ? q - c.origin : c.origin - q;
+  }
   template <class Real>
   AB_HD Real value(const Column& c, int32_t q) const {
-    const int64_t distance = q >= c.origin ? q - c.origin : c.origin - q;
-    return -static_cast<Real>(c.slope) * static_cast<Real>(distance);
+    return -static_cast<Real>(c.slope) * static_cast<Real>(distance(c, q));
   }
-  AB_HD TileClass tile_class(const Tile& t) const {
-    return slopes[t.h] == 0.0f ? TileClass::kZero : TileClass::kMixed;
+  template <class Real, class F>
+  AB_HD void derivatives(int64_t b, int64_t h, int32_t k, int32_t q, F&& f) const {
+    f(0, h, -static_cast<Real>(distance(column(b, h, k), q)));
   }
+  // Mixed even where the slope is 0: its derivative is not.
+  AB_HD TileClass tile_class(const Tile&) const { return TileClass::kMixed; }
 };
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@
 #include "core/terms.h"
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
+#include "cpu/tile_bias.h"
 
 namespace attention_bias::cpu {
 namespace {
@@ -51,7 +52,6 @@ namespace {
 constexpr int kKeyBlock = 512;
 constexpr int kKeyBlockFloats = 64 * 1024;  // keys and values of a block of keys: 256 KB, for L2
 constexpr float kSlack = 7.0f;              // exp(7) = 1097: far from overflow, and sums keep their accuracy
-constexpr float kFar = 4096.0f;             // bases beyond are not folded into the scores: see attend_tile
 
 // Running state of a block of queries, all by lane.
 struct Block {
@@ -123,11 +123,6 @@ __attribute__((noinline)) void score_beside(const Work& w, const Panel* panels, 
 
 // ---- softmax ---------------------------------------------------------------------------------------------
 
-// Whether a base is beyond kFar.
-AB_INLINE bool any_far(Vec base) {
-  return any_greater(base, Vec{} + kFar) || any_greater(Vec{} - kFar, base);
-}
-
 // Moves the base of the lanes whose greatest score, above[v] over their base, passes their limit, and
 // rescales what they have summed. moved[v] is by how much.
 template <class Arithmetic, int NV>
@@ -192,79 +187,7 @@ AB_INLINE void fold_output(const Work& w, const Block& block) {
   }
 }
 
-// ---- bias ------------------------------------------------------------------------------------------------
-
-// Adds the terms' value at key k0 for each query: what a tile's row-constant terms come to.
-AB_INLINE void add_row_constants(const Term* terms, uint64_t which, const Tile& tile, float* row) {
-  for (; which != 0; which &= which - 1) {
-    visit(terms[lowest_bit(which)], [&](const auto& term) AB_INLINE_LAMBDA {
-      const auto column = term.column(tile.b, tile.h, tile.k0);
-      for (int32_t q = tile.q0; q < tile.q1; ++q) {
-        row[q - tile.q0] = add_bias(row[q - tile.q0], term.template value<float>(column, q));
-      }
-    });
-  }
-}
-
-// Adds a local term's values to a tile [key][query] of biases or scores, where it is not 0, by `add`.
-template <class T, class Add>
-AB_INLINE void add_near(const T& term, const Tile& tile, float* at, Add add) {
-  for (int32_t q = tile.q0; q < tile.q1; ++q) {
-    float* lane = at + (q - tile.q0);
-    term.near(tile, q, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-      for (int32_t k = begin; k < end; ++k) {
-        float* element = lane + (k - tile.k0) * kQueries;
-        *element = add(*element, term.template value<float>(term.column(tile.b, tile.h, k), q));
-      }
-    });
-  }
-}
-
-// tile_bias = row constants + the mixed terms.
-void fill_tile_bias(const Work& w, uint64_t mixed, const Tile& tile, const float* row) {
-  const int32_t count = tile.k1 - tile.k0;
-  for (int32_t k = 0; k < count; ++k) {
-    for (int32_t q = 0; q < kQueries; ++q) w.tile_bias[k * kQueries + q] = row[q];
-  }
-  for (; mixed != 0; mixed &= mixed - 1) {
-    visit(w.terms[lowest_bit(mixed)], [&](const auto& term) AB_INLINE_LAMBDA {
-      using T = std::decay_t<decltype(term)>;
-      if constexpr (T::kLocal && !T::kHides) {
-        add_near(term, tile, w.tile_bias, add_bias);
-      } else if constexpr (T::kLocal) {
-        // Hidden but near a query: built apart, since −∞ can't be taken back.
-        for (int32_t k = 0; k < count; ++k) {
-          const float outside = term.outside(tile.k0 + k);
-          for (int32_t q = 0; q < kQueries; ++q) w.local[k * kQueries + q] = outside;
-        }
-        for (int32_t q = tile.q0; q < tile.q1; ++q) {
-          term.near(tile, q, [&](int32_t begin, int32_t end) AB_INLINE_LAMBDA {
-            for (int32_t k = begin; k < end; ++k) {
-              w.local[(k - tile.k0) * kQueries + q - tile.q0] =
-                  term.template value<float>(term.column(tile.b, tile.h, k), q);
-            }
-          });
-        }
-        for (int32_t i = 0; i < count * kQueries; ++i) w.tile_bias[i] = add_bias(w.tile_bias[i], w.local[i]);
-      } else if constexpr (T::kKeysTogether) {
-        for (int32_t q = tile.q0; q < tile.q1; ++q) {
-          float* at = w.tile_bias + (q - tile.q0);
-          for (int32_t k = 0; k < count; ++k, at += kQueries) {
-            *at = add_bias(*at, term.template value<float>(term.column(tile.b, tile.h, tile.k0 + k), q));
-          }
-        }
-      } else {
-        for (int32_t k = 0; k < count; ++k) {
-          const auto column = term.column(tile.b, tile.h, tile.k0 + k);
-          float* at = w.tile_bias + k * kQueries - tile.q0;
-          for (int32_t q = tile.q0; q < tile.q1; ++q) {
-            at[q] = add_bias(at[q], term.template value<float>(column, q));
-          }
-        }
-      }
-    });
-  }
-}
+// ---- bias ----------------------------------------------------------------------------------------------
 
 // to = biases·unit. The least finite one stays what it is: as a mask it is common, and nothing is below it.
 // False where another has no such product.
@@ -278,13 +201,6 @@ AB_INLINE bool scale_biases(const float* biases, float unit, int32_t count, floa
     store(to + i, least ? x : product);
   }
   return !any_greater(lost, Vec{});
-}
-
-AB_INLINE bool any_hidden(const float* row) {
-  bool any = false;
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) any |= any_greater(splat(-__FLT_MAX__), load(row + v * kLanes));
-  return any;
 }
 
 // ---- one block of queries over one block of keys ---------------------------------------------------------
@@ -470,7 +386,7 @@ void attend_keys(const Work& w, const Block& block, const Panel* panels, const T
     }
     const NearRun near = near_run(w, tile);
     if ((mixed & ~w.patch_terms) != 0 || kCareful || far || hides) {
-      fill_tile_bias(w, mixed, tile, row);
+      fill_tile_bias({w.terms, w.tile_bias, w.local}, mixed, tile, row);
       for (const NearElement* i = near.begin; i != near.end; ++i) {
         w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);
       }

@@ -11,9 +11,11 @@
 #include <sys/mman.h>
 #endif
 
+#include "core/router.h"
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
 #include "cpu/scratch.h"
+#include "cpu/term_gradients.h"
 #include "cpu/thread_pool.h"
 
 namespace attention_bias::cpu {
@@ -26,14 +28,16 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                 \
-  Kernels {                                                                                             \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                     \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,    \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,          \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::linear_panels,          \
-        isa::packed_weight_floats, isa::pack_weight, isa::linear_scratch_floats, isa::linear,           \
-        isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read \
+#define AB_KERNELS(isa)                                                                                  \
+  Kernels {                                                                                              \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                      \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
+        isa::backward, isa::linear_panels, isa::packed_weight_floats, isa::pack_weight,                  \
+        isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies, isa::peak_fma,        \
+        isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,                  \
+        isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient              \
   }
 
 // Best last.
@@ -107,6 +111,30 @@ Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
   return {query_run, ceil_div(e.queries, query_run), key_run, ceil_div(e.keys, key_run)};
 }
 
+// The same for gradients: a group is a run of batch rows and heads over a run of keys, and goes over its
+// queries in runs. Groups share no key's gradient; what keys come to for a query is summed up after.
+struct BackwardPieces {
+  int64_t row_run, row_runs, query_run, key_run, key_runs;
+};
+
+BackwardPieces cut_backward(const BackwardProblem& problem, int64_t query_block, int threads) {
+  const AttentionProblem& p = problem.attention;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads;
+  const int64_t wanted = threads == 1 ? 1 : threads * kPiecesPerThread;
+  BackwardPieces c = {};
+  c.row_run = TermGradients::shares_pairs(problem) ? rows : ceil_div(rows, std::min(rows, wanted));
+  c.row_runs = ceil_div(rows, c.row_run);
+  const int64_t partial = rows * e.queries * packed_dims(p);
+  int64_t key_runs = std::min(ceil_div(wanted, c.row_runs), e.keys / kLeastKeyRun);
+  key_runs = std::max<int64_t>(1, std::min(key_runs, kPartialFloats / partial));
+  c.key_run = ceil_div(ceil_div(e.keys, key_runs), kTileKeys) * kTileKeys;
+  c.key_runs = ceil_div(e.keys, c.key_run);
+  const int64_t fit = kStateFloats / (2 * packed_dims(p) + p.value_dim) / query_block * query_block;
+  c.query_run = std::min(e.queries, std::max(query_block, fit));
+  return c;
+}
+
 // What a visited key costs beside one of a tile, at head dim 32 on x86-64-v2 and v4; both grow alike with it.
 // Under windows 2.8: 3.6 ns against 1.3. Under sliding windows alone neighbouring rows see the same keys, so
 // that they come from L1: 2. But there the tiles off the band are skipped, and those on it cost as much as
@@ -138,6 +166,9 @@ constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 constexpr int64_t kLinearRows = 96, kLeastLinearRows = 6;
 constexpr int64_t kPackAlone = 128 * 1024;  // weights that are packed before another thread has woken up
 constexpr int64_t kLinearRunFloats = 128 * 1024;  // of their features: 512 KB
+// Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
+constexpr int64_t kMostDeformableRun = 64;
+constexpr int64_t kLeastChannels = 16;
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {
@@ -341,11 +372,39 @@ struct Backend::State {
     return true;
   }
 
+  // Whether all are finite.
+  bool all_finite(const float* values, int64_t count, AbortFlag abort) {
+    constexpr int64_t kRun = 64 * 1024;
+    std::atomic<bool> finite{true};
+    run(ceil_div(count, kRun), abort, [&](int64_t item, int) {
+      const int64_t end = std::min(count, (item + 1) * kRun);
+      float zero = 0;  // NaN once a value is not finite
+      for (int64_t i = item * kRun; i < end; ++i) zero += values[i] * 0.0f;
+      if (zero != 0.0f) finite = false;
+    });
+    return finite;
+  }
+
+  // Deformable attention, or with `backward` its gradients that each query has of its own.
+  void deformable_rows(const DeformableProblem& p, const DeformableBackwardProblem* backward,
+                       AbortFlag abort) {
+    const auto rows = backward ? isa.kernels.deformable_gradient_rows : isa.kernels.deformable_rows;
+    const int64_t floats = isa.kernels.deformable_scratch_floats(p);
+    const int64_t rows_run =
+        std::clamp<int64_t>(p.rows() / (pool.size() * kPiecesPerThread), 1, kMostDeformableRun);
+    run(ceil_div(p.rows(), rows_run), abort, [&](int64_t item, int worker) {
+      rows({&p, backward, item * rows_run, std::min(p.rows(), (item + 1) * rows_run),
+            scratch[static_cast<size_t>(worker)].floats(floats)});
+    });
+  }
+
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
   Scratch biases;                // expand_bias's
   NearLists near;
+  NearGradients near_gradients;
+  Scratch forward;  // out and lse, for gradients
   Scratch partial;
   Scratch widened[3];  // query, key and value
   Scratch packed;      // a linear layer's weights
@@ -505,6 +564,143 @@ void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
   });
 }
 
+void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) {
+  State& s = *state_;
+  BackwardProblem problem = given;
+  AttentionProblem& p = problem.attention;
+  const Extent& e = p.extent;
+  const int64_t rows = e.batch * e.heads;
+  p.precision = Precision::kF32;  // of gradients at every precision
+  if (!p.out) {
+    p.out = s.forward.floats(rows * e.queries * (p.value_dim + 1));
+    p.lse = p.out + rows * e.queries * p.value_dim;
+    attention(p, abort);
+  }
+  p = s.in_f32(p, abort);
+  const Kernels& kernels = s.isa.kernels;
+  const auto run = [&](int64_t count, const auto& body) { s.run(count, abort, body); };
+
+  const BackwardPieces c = cut_backward(problem, kernels.query_block(), s.pool.size());
+  const auto hides = [](const Term& term) {
+    return visit(term, [](const auto& t) { return std::decay_t<decltype(t)>::kHides; });
+  };
+  const bool careful = p.bias && std::any_of(p.bias->terms().begin(), p.bias->terms().end(), hides) &&
+                       !(s.all_finite(p.query.f32(), rows * e.queries * p.head_dim, abort) &&
+                         s.all_finite(p.key.f32(), rows * e.keys * p.head_dim, abort) &&
+                         s.all_finite(p.value.f32(), rows * e.keys * p.value_dim, abort) &&
+                         s.all_finite(problem.grad_out, rows * e.queries * p.value_dim, abort));
+  const bool listed = s.near_gradients.build(p, kernels.query_block(), run);
+
+  // A panel is the head's own dims, or a lowRank term's. What comes out of it by run of keys, or by batch row
+  // and head though its tensor has these in common, is summed up at the end.
+  struct Panel {
+    int64_t dims;
+    float *query, *key;  // the gradients of all batch rows and heads; null: unwanted
+    float *query_out, *key_out;
+    Shape query_shape, key_shape;
+  };
+  std::vector<Panel> panels;
+  const auto shape_of = [&](int64_t tokens, int64_t dims) { return Shape{e.batch, e.heads, tokens, dims}; };
+  panels.push_back({p.head_dim, nullptr, nullptr, problem.grad_query, problem.grad_key,
+                    shape_of(e.queries, p.head_dim), shape_of(e.keys, p.head_dim)});
+  if (p.bias) {
+    for (size_t i = 0; i < p.bias->learnables().size(); ++i) {
+      const Learnable& learnable = p.bias->learnables()[i];
+      const Term& term = p.bias->terms()[static_cast<size_t>(learnable.term)];
+      if (term.type != TermType::kLowRank || learnable.slot != 0) continue;
+      const bool wanted = !problem.grad_terms.empty();
+      panels.push_back({term.low_rank.rank, nullptr, nullptr, wanted ? problem.grad_terms[i] : nullptr,
+                        wanted ? problem.grad_terms[i + 1] : nullptr, learnable.tensor.shape,
+                        p.bias->learnables()[i + 1].tensor.shape});
+    }
+  }
+  int64_t partial_floats = 0;
+  for (const int pass : {0, 1}) {
+    float* next = pass == 0 ? nullptr : s.partial.floats(std::max<int64_t>(partial_floats, 1));
+    for (Panel& panel : panels) {
+      const auto place = [&](float** to, float* out, const Shape& shape, int64_t tokens, int64_t copies) {
+        if (!out) return;
+        if (copies == 1 && shape == shape_of(tokens, panel.dims)) {
+          *to = out;
+          return;
+        }
+        const int64_t floats = copies * rows * tokens * panel.dims;
+        if (pass == 0) partial_floats += floats;
+        if (pass == 1) *to = next, next += floats;
+      };
+      place(&panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
+      place(&panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+    }
+  }
+
+  const int64_t groups = c.row_runs * c.key_runs;
+  TermGradients terms(problem, groups);
+  const int64_t scratch_floats = kernels.backward_scratch_floats(p, static_cast<int32_t>(c.query_run));
+  s.run(groups, abort, [&](int64_t group, int worker) {
+    const int64_t key_index = group % c.key_runs, row0 = group / c.key_runs * c.row_run;
+    const int64_t row1 = std::min(rows, row0 + c.row_run), k0 = key_index * c.key_run;
+    BackwardTask task = {};
+    task.problem = &problem;
+    task.k0 = static_cast<int32_t>(k0);
+    task.k1 = static_cast<int32_t>(std::min(e.keys, k0 + c.key_run));
+    task.careful = careful;
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+    task.abort = abort;
+    if (!problem.grad_terms.empty()) {
+      task.sinks = terms.enter(group, row0 / e.heads, (row1 - 1) / e.heads + 1);
+    }
+    std::vector<float*> grad_query(panels.size()), grad_key(panels.size());
+    task.grad_query = grad_query.data();
+    task.grad_key = grad_key.data();
+    for (int64_t row = row0; row < row1; ++row) {
+      task.b = row / e.heads;
+      task.h = row % e.heads;
+      task.near = listed ? s.near_gradients.of_batch(task.b) : nullptr;
+      task.grad_value = problem.grad_value + row * e.keys * p.value_dim;
+      for (int64_t q0 = 0; q0 < e.queries; q0 += c.query_run) {
+        task.q0 = static_cast<int32_t>(q0);
+        task.q1 = static_cast<int32_t>(std::min(e.queries, q0 + c.query_run));
+        task.adds = q0 != 0;
+        for (size_t i = 0; i < panels.size(); ++i) {
+          const Panel& panel = panels[i];
+          const int64_t first = (key_index * rows + row) * e.queries + q0;
+          grad_query[i] = panel.query ? panel.query + first * panel.dims : nullptr;
+          grad_key[i] = panel.key ? panel.key + row * e.keys * panel.dims : nullptr;
+        }
+        if (!kernels.backward(task)) throw_aborted();
+      }
+    }
+  });
+  for (const Panel& panel : panels) {
+    const auto sum_up = [&](const float* from, float* out, const Shape& shape, int64_t tokens,
+                            int64_t copies) {
+      if (from == out) return;
+      const int64_t floats = tokens * panel.dims, heads = shape[1], all = rows * floats;
+      // Of batch row and head i of the tensor; those that it has in common lie apart by these.
+      const int64_t batch_count = shape[0] > 1 ? 1 : e.batch, head_count = heads > 1 ? 1 : e.heads;
+      constexpr int64_t kRun = 4096;
+      const int64_t runs = ceil_div(floats, kRun);
+      run(shape[0] * heads * runs, [&](int64_t item, int) {
+        const int64_t i = item / runs, begin = item % runs * kRun, end = std::min(floats, begin + kRun);
+        const float* first = from + (i / heads * e.heads + i % heads) * floats;
+        for (int64_t at = begin; at < end; ++at) {
+          double sum = 0;
+          for (int64_t b = 0; b < batch_count; ++b) {
+            for (int64_t h = 0; h < head_count; ++h) {
+              const float* copy = first + (b * e.heads + h) * floats + at;
+              for (int64_t n = 0; n < copies; ++n) sum += static_cast<double>(copy[n * all]);
+            }
+          }
+          out[i * floats + at] = static_cast<float>(sum);
+        }
+      });
+    };
+    sum_up(panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
+    sum_up(panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+  }
+  terms.join(run);
+}
+
 void Backend::bias(const BiasProblem& p, AbortFlag abort) {
   const Shape shape = bias_shape(*p.bias);
   const int64_t block = shape[1] * shape[2];  // rows of a batch row
@@ -579,17 +775,59 @@ void Backend::multihead(const MultiheadProblem& p, AbortFlag abort) {
   linear(parts.out, abort);
 }
 
-void Backend::router(const RouterProblem& p, AbortFlag abort) {
-  const int64_t run = std::max<int64_t>(1, 64 * 1024 / (p.features * p.outputs));
-  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
-    for (int64_t row = item * run; row < std::min(p.rows, (item + 1) * run); ++row) {
-      for (int64_t m = 0; m < p.outputs; ++m) {
-        double sum = p.bias[m];
-        for (int64_t i = 0; i < p.features; ++i) {
-          sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[m * p.features + i];
-        }
-        p.out[p.out_index(row, m)] = static_cast<float>(1 / (1 + std::exp(-sum)));
+namespace {
+
+// Calls f(row, output, features·weight + bias) for some of the router's rows.
+template <class F>
+void each_logit(const RouterProblem& p, int64_t row0, int64_t row1, F f) {
+  for (int64_t row = row0; row < row1; ++row) {
+    for (int64_t m = 0; m < p.outputs; ++m) {
+      double sum = p.bias[m];
+      for (int64_t i = 0; i < p.features; ++i) {
+        sum += static_cast<double>(p.input[row * p.features + i]) * p.weight[m * p.features + i];
       }
+      f(row, m, sum);
+    }
+  }
+}
+
+// Rows of a piece.
+int64_t router_run(const RouterProblem& p) {
+  return std::max<int64_t>(1, 64 * 1024 / (p.features * p.outputs));
+}
+
+}  // namespace
+
+void Backend::router(const RouterProblem& p, AbortFlag abort) {
+  const int64_t run = router_run(p);
+  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
+    each_logit(p, item * run, std::min(p.rows, (item + 1) * run), [&](int64_t row, int64_t m, double z) {
+      p.out[p.out_index(row, m)] = static_cast<float>(1 / (1 + std::exp(-z)));
+    });
+  });
+}
+
+void Backend::router_backward(const RouterBackwardProblem& problem, AbortFlag abort) {
+  const RouterProblem& p = problem.router;
+  float* const delta = state_->partial.floats(p.rows * p.outputs);
+  const int64_t run = router_run(p);
+  state_->run(ceil_div(p.rows, run), abort, [&](int64_t item, int) {
+    const int64_t row0 = item * run, row1 = std::min(p.rows, row0 + run);
+    each_logit(p, row0, row1, [&](int64_t row, int64_t m, double z) {
+      delta[row * p.outputs + m] = router_delta(z, problem.grad_out[p.out_index(row, m)]);
+    });
+    for (int64_t row = row0; row < row1; ++row) {
+      for (int64_t i = 0; i < p.features; ++i) {
+        problem.grad_features[row * p.features + i] = router_grad_feature(p, delta, row, i);
+      }
+    }
+  });
+  constexpr int64_t kColumns = 16;  // of a cache line
+  const int64_t runs = ceil_div(p.features + 1, kColumns);
+  state_->run(p.outputs * runs, abort, [&](int64_t item, int) {
+    const int64_t m = item / runs, first = item % runs * kColumns;
+    for (int64_t i = first; i < std::min(p.features + 1, first + kColumns); ++i) {
+      *router_grad_place(problem, m, i) = router_grad_weight(p, delta, m, i);
     }
   });
 }
@@ -603,6 +841,45 @@ void Backend::project(const ProjectProblem& p, AbortFlag abort) {
       project_point(geometry, p.reference_points + i * 3, p.lidar2img + i / p.queries * p.views * 16,
                     p.bev_centers + i * 2, p.camera_centers + i * 3);
     }
+  });
+}
+
+void Backend::deformable(const DeformableProblem& p, AbortFlag abort) {
+  state_->deformable_rows(p, nullptr, abort);
+}
+
+// In two passes, since the gradients by locations and weights are each one query's, and that by value is
+// summed over queries: there a task owns what it writes, so that the order of sums is fixed.
+void Backend::deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) {
+  State& s = *state_;
+  const DeformableProblem& f = p.forward;
+  s.deformable_rows(f, &p, abort);
+
+  constexpr int64_t kFill = 256 * 1024;
+  s.run(ceil_div(f.value_count(), kFill), abort, [&](int64_t item, int) {
+    std::fill(p.grad_value + item * kFill, p.grad_value + std::min(f.value_count(), (item + 1) * kFill),
+              0.0f);
+  });
+  // Levels have as many samples each, whatever their size. Where they are too few for the threads, channels
+  // are divided too, each part locating the samples anew.
+  const int64_t parts = f.batch * f.heads * f.level_count(), threads = s.pool.size();
+  const int64_t most = ceil_div(f.head_dim, kLeastChannels);
+  const int64_t slices = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(2 * threads, parts), 1, most);
+  const int64_t channels = ceil_div(most, slices) * kLeastChannels;
+  const int64_t channel_runs = ceil_div(f.head_dim, channels);
+  const int64_t floats = s.isa.kernels.deformable_scratch_floats(f);
+  s.run(parts * channel_runs, abort, [&](int64_t item, int worker) {
+    const int64_t d0 = item % channel_runs * channels, part = item / channel_runs;
+    DeformableLevelTask task = {};
+    task.backward = &p;
+    task.level = part % f.level_count();
+    task.h = part / f.level_count() % f.heads;
+    task.b = part / f.level_count() / f.heads;
+    task.d0 = d0;
+    task.d1 = std::min(f.head_dim, d0 + channels);
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(floats);
+    task.abort = abort;
+    if (!s.isa.kernels.deformable_value_gradient(task)) throw_aborted();
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/deformable.h"
 #include "core/multihead.h"
 #include "core/operations.h"
 #include "core/softmax.h"
@@ -20,9 +21,19 @@ struct NearElement {
   int32_t at;  // key of the tile · query_block() + query of the block
   float bias;  // not 0; an element may be listed once a term
 };
-struct NearBlock {
-  const NearElement* elements;
+template <class Element>
+struct NearBlockOf {
+  const Element* elements;
   const uint32_t *begins, *ends;  // of each tile, from key 0
+};
+using NearBlock = NearBlockOf<NearElement>;
+
+// The same for gradients.
+struct NearGradient {
+  int32_t at;
+  int32_t learnable;   // of Program::learnables(), whose element is that of batch row and query
+  float derivative;    // of the bias by it; not 0
+  float bias, factor;  // e^bias
 };
 
 // One piece of an attention: some queries of one batch row and head, over some of the keys.
@@ -76,6 +87,49 @@ struct LinearTask {
   float* scratch;  // 64-byte aligned, linear_scratch_floats() of that many rows long
 };
 
+// Where the gradient of one of Program::learnables() is summed up.
+struct GradientSink {
+  double* sums;  // the elements from `first` on; null where `floats` is in use
+  int64_t first;
+  float* floats;  // all of them: a tensor of single pairs, to whose elements few are added
+};
+
+// The gradients by some queries and keys of one batch row and head.
+struct BackwardTask {
+  const BackwardProblem* problem;
+  int64_t b, h;
+  int32_t q0, q1, k0, k1;
+  bool
+      adds;  // to the gradients by keys and values, for which earlier tasks wrote; otherwise they are written
+  bool careful;                           // whether inputs may hold NaN or infinities that masks hide
+  const NearBlockOf<NearGradient>* near;  // as AttentionTask::near
+  const GradientSink* sinks;              // of learnables(); null where nobody wants those gradients
+  // By panel, which are the head's own dims and each lowRank term's: rows [q1 − q0] to write, and rows of all
+  // keys of this batch row and head. The pointers of a panel that nobody wants are null.
+  float* const* grad_query;
+  float* const* grad_key;
+  float* grad_value;  // rows of all keys
+  float* scratch;     // 64-byte aligned, backward_scratch_floats() long
+  AbortFlag abort;
+};
+
+// Queries [row0, row1) of deformable attention, flattened over batch rows.
+struct DeformableRows {
+  const DeformableProblem* problem;
+  const DeformableBackwardProblem* backward;  // of gradients; its forward is the problem
+  int64_t row0, row1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+};
+
+// The gradient of one level of value, of one batch row and head, by channels [d0, d1): all of it that the
+// queries add up to.
+struct DeformableLevelTask {
+  const DeformableBackwardProblem* backward;
+  int64_t b, h, level, d0, d1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+  AbortFlag abort;
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -110,6 +164,9 @@ struct Kernels {
   int64_t (*short_scratch_floats)(const AttentionProblem& problem);
   bool (*attention_short)(const ShortTask& task);
 
+  int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
+  // False when it saw the abort flag set.
+  bool (*backward)(const BackwardTask& task);
   // Weights of a linear layer are packed by panel of outputs, into memory aligned to 64 bytes.
   int64_t (*linear_panels)(const LinearProblem& problem);
   int64_t (*packed_weight_floats)(const LinearProblem& problem);
@@ -130,6 +187,13 @@ struct Kernels {
   int64_t (*peak_bf16)(int64_t rounds, float* sink);
   void (*peak_fill)(float* to, int64_t count, float value);
   float (*peak_read)(const float* from, int64_t count);
+
+  // Deformable attention; its gradients by sampling locations and attention weights, and by value. The last
+  // adds to grad_value, and returns false when it saw the abort flag set; grad_value is then undefined.
+  int64_t (*deformable_scratch_floats)(const DeformableProblem& problem);
+  void (*deformable_rows)(const DeformableRows& task);
+  void (*deformable_gradient_rows)(const DeformableRows& task);
+  bool (*deformable_value_gradient)(const DeformableLevelTask& task);
 };
 
 // The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
@@ -159,6 +223,8 @@ struct Kernels {
   void expand_bias(const Program& bias, int64_t b, int64_t h, float* to);             \
   int64_t short_scratch_floats(const AttentionProblem& problem);                      \
   bool attention_short(const ShortTask& task);                                        \
+  int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
+  bool backward(const BackwardTask& task);                                            \
   int64_t linear_panels(const LinearProblem& problem);                                \
   int64_t packed_weight_floats(const LinearProblem& problem);                         \
   void pack_weight(const LinearProblem& problem, int64_t panel, float* packed);       \
@@ -170,6 +236,10 @@ struct Kernels {
   int64_t peak_bf16(int64_t rounds, float* sink);                                     \
   void peak_fill(float* to, int64_t count, float value);                              \
   float peak_read(const float* from, int64_t count);                                  \
+  int64_t deformable_scratch_floats(const DeformableProblem& problem);                \
+  void deformable_rows(const DeformableRows& task);                                   \
+  void deformable_gradient_rows(const DeformableRows& task);                          \
+  bool deformable_value_gradient(const DeformableLevelTask& task);                    \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

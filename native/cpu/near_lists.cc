@@ -1,6 +1,7 @@
 #include "cpu/near_lists.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 namespace attention_bias::cpu {
@@ -12,27 +13,64 @@ constexpr int64_t kMostElements = 4 * 1024 * 1024;
 template <class T>
 constexpr bool kListed = T::kLocal && !T::kHides;
 
-// Calls f(term) for each term that is listed.
+// Biases beyond are not listed for gradients: their exponentials would overflow.
+constexpr float kMostBias = 20.0f;
+
+// Calls f(term, its number) for each term that is listed.
 template <class F>
 void each_listed(const Program& bias, F f) {
-  for (const Term& term : bias.terms()) {
-    visit(term, [&](const auto& t) {
+  for (int i = 0; i < bias.term_count(); ++i) {
+    visit(bias.terms()[static_cast<size_t>(i)], [&](const auto& t) {
       using T = std::decay_t<decltype(t)>;
       if constexpr (kListed<T>) {
         static_assert(std::is_same_v<T, SpatialTerm>,
                       "lists serve all heads: their terms may not depend on it");
-        f(t);
+        f(t, i);
       }
     });
   }
 }
 
+// Calls add(key, element) for the elements of a query in a row of keys, but for `at`. False where one can't
+// be listed.
+template <class Add>
+bool list_row(const Program&, const SpatialTerm& term, int, const Tile& row, Add add, const NearElement*) {
+  term.near_values<float>(row, row.q0, [&](int32_t begin, int32_t end, auto value) {
+    for (int32_t k = begin; k < end; ++k) {
+      const float bias = value(k - begin);
+      if (bias != 0.0f) add(k, NearElement{0, bias});
+    }
+  });
+  return true;
+}
+
+template <class Add>
+bool list_row(const Program& bias, const SpatialTerm& term, int index, const Tile& row, Add add,
+              const NearGradient*) {
+  int32_t first = 0;
+  while (bias.learnables()[static_cast<size_t>(first)].term != index) ++first;
+  bool listed = true;
+  term.near_derivatives<float>(row, row.q0,
+                               [&](int32_t slot, int64_t at, int32_t begin, int32_t end, auto derivative) {
+                                 const float weight = term.segments[slot].weights[at];
+                                 for (int32_t k = begin; k < end; ++k) {
+                                   const float of_key = derivative(k - begin);
+                                   const float bias = weight * of_key;
+                                   listed &= std::fabs(bias) <= kMostBias;
+                                   if (of_key != 0.0f)
+                                     add(k, NearGradient{0, first + slot, of_key, bias, std::exp(bias)});
+                                 }
+                               });
+  return listed;
+}
+
 }  // namespace
 
-bool NearLists::build(const AttentionProblem& p, int32_t query_block, const Run& run) {
+template <class Element>
+bool NearListsOf<Element>::build(const AttentionProblem& p, int32_t query_block, const Run& run) {
   if (!p.bias) return false;
   bool any = false;
-  each_listed(*p.bias, [&](const auto&) { any = true; });
+  each_listed(*p.bias, [&](const auto&, int) { any = true; });
   if (!any) return false;
 
   const Extent& e = p.extent;
@@ -50,7 +88,7 @@ bool NearLists::build(const AttentionProblem& p, int32_t query_block, const Run&
     const int32_t q1 = std::min(queries, q0 + query_block);
     // The terms' runs hold a few elements that are 0 beside those to list: each tile has room for all.
     list.begins.assign(tiles + 1, 0);
-    each_listed(*p.bias, [&](const auto& term) {
+    each_listed(*p.bias, [&](const auto& term, int) {
       for (int32_t q = q0; q < q1; ++q) {
         term.near({b, 0, q, q + 1, 0, keys}, q, [&](int32_t begin, int32_t end) {
           for (int32_t k = begin; k < end;) {
@@ -66,22 +104,24 @@ bool NearLists::build(const AttentionProblem& p, int32_t query_block, const Run&
     if (total.fetch_add(count) + count > kMostElements) return;
     list.ends.assign(list.begins.begin(), list.begins.end() - 1);
     list.elements.resize(count);
-    each_listed(*p.bias, [&](const auto& term) {
+    each_listed(*p.bias, [&](const auto& term, int index) {
       for (int32_t q = q0; q < q1; ++q) {
-        const auto add = [&](int32_t begin, int32_t end, auto value) {
-          for (int32_t k = begin; k < end; ++k) {
-            const float bias = value(k - begin);
-            if (bias == 0.0f) continue;
-            const int32_t at = k % kTileKeys * query_block + q - q0;
-            list.elements[list.ends[static_cast<size_t>(k / kTileKeys)]++] = {at, bias};
-          }
+        const auto add = [&](int32_t k, Element element) {
+          element.at = k % kTileKeys * query_block + q - q0;
+          list.elements[list.ends[static_cast<size_t>(k / kTileKeys)]++] = element;
         };
-        term.template near_values<float>({b, 0, q, q + 1, 0, keys}, q, add);
+        const Tile row = {b, 0, q, q + 1, 0, keys};
+        if (!list_row(*p.bias, term, index, row, add, static_cast<const Element*>(nullptr))) {
+          total.store(kMostElements + 1);
+        }
       }
     });
     views_[static_cast<size_t>(item)] = {list.elements.data(), list.begins.data(), list.ends.data()};
   });
   return total.load() <= kMostElements;
 }
+
+template class NearListsOf<NearElement>;
+template class NearListsOf<NearGradient>;
 
 }  // namespace attention_bias::cpu

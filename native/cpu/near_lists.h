@@ -12,26 +12,30 @@
 
 namespace attention_bias::cpu {
 
-class NearLists {
+template <class Element>
+class NearListsOf {
  public:
   // Calls body(item, worker) for all items below count, in any order, on any threads.
   using Run = std::function<void(int64_t count, const std::function<void(int64_t, int)>& body)>;
 
-  // Lists the elements for blocks of query_block queries. False where no term is local and additive, or they
-  // touch so many elements that the lists would take more than 32 MB.
+  // Lists the elements for blocks of query_block queries. False where no term is local and additive, where
+  // they touch so many elements that the lists would take 4 M of them, or where one can't be listed.
   bool build(const AttentionProblem& problem, int32_t query_block, const Run& run);
 
   // The blocks of a batch row.
-  const NearBlock* of_batch(int64_t b) const { return views_.data() + b * blocks_; }
+  const NearBlockOf<Element>* of_batch(int64_t b) const { return views_.data() + b * blocks_; }
 
  private:
   struct Block {
-    std::vector<NearElement> elements;
+    std::vector<Element> elements;
     std::vector<uint32_t> begins, ends;  // of each tile
   };
   std::vector<Block> lists_;  // [B][blocks_]
-  std::vector<NearBlock> views_;
+  std::vector<NearBlockOf<Element>> views_;
   int64_t blocks_ = 0;
 };
+
+using NearLists = NearListsOf<NearElement>;
+using NearGradients = NearListsOf<NearGradient>;
 
 }  // namespace attention_bias::cpu

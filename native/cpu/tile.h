@@ -15,6 +15,12 @@ constexpr int kVectors = 3;
 constexpr int kQueries = kVectors * kLanes;
 constexpr int kRows = kRegisters == 32 ? 8 : 4;  // keys, or value dims, of one register block
 constexpr float kInfinity = __builtin_inff();
+constexpr float kFar = 4096.0f;  // what is subtracted of scores is folded into their start up to this
+
+// Whether a base is beyond kFar.
+AB_INLINE bool any_far(Vec base) {
+  return any_greater(base, Vec{} + kFar) || any_greater(Vec{} - kFar, base);
+}
 
 // scores += query·key over `dims` dimensions; the head's own, and one panel more for each lowRank term.
 struct Panel {

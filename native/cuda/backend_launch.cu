@@ -8,9 +8,11 @@
 #include <string>
 
 #include "cuda/attention_launch.cuh"
+#include "cuda/backward_launch.cuh"
 #include "cuda/bias_kernel.cuh"
 #include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
+#include "cuda/deformable_launch.cuh"
 #include "cuda/device_program.cuh"
 #include "cuda/gather_launch.cuh"
 #include "cuda/head_tensor.cuh"
@@ -93,6 +95,55 @@ class CudaBackend : public Backend {
     end(&work);
   }
 
+  void attention_backward(const BackwardProblem& problem, AbortFlag abort) override {
+    Work work = begin(abort);
+    const AttentionProblem& p = problem.attention;
+    const Extent& e = p.extent;
+    const int64_t heads = e.batch * e.heads, rows = heads * e.queries;
+    HeadTensor query(&work, p.query, heads, e.queries, p.head_dim);
+    HeadTensor key(&work, p.key, heads, e.keys, p.head_dim, &query);
+    HeadTensor value(&work, p.value, heads, e.keys, p.value_dim, &key);
+    for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
+
+    double forward_ms = 0;
+    const float *out = nullptr, *lse = nullptr;
+    if (p.out) {
+      out = work.input(p.out, rows * p.value_dim);
+      lse = work.input(p.lse, rows);
+    } else {
+      // Of the tensors on the device, in float32, as scores are computed again.
+      AttentionProblem forward = p;
+      forward.query = query.as_given();
+      forward.key = key.as_given();
+      forward.value = value.as_given();
+      forward.precision = Precision::kF32;
+      out = forward.out = work.allocate<float>(rows * p.value_dim);
+      lse = forward.lse = work.allocate<float>(rows);
+      attention(forward, abort);
+      forward_ms = kernel_ms_;
+    }
+    const DeviceProgram program(&work, p.bias);
+    BackwardArguments a = {};
+    a.query = query.as_given();
+    a.key = key.as_given();
+    a.value = value.as_given();
+    a.grad_out = work.input(problem.grad_out, rows * p.value_dim);
+    a.lse = lse;
+    a.terms = program.terms();
+    a.term_count = program.count();
+    a.rows = heads;
+    a.heads = e.heads;
+    a.queries = static_cast<int32_t>(e.queries);
+    a.keys = static_cast<int32_t>(e.keys);
+    a.head_dim = static_cast<int32_t>(p.head_dim);
+    a.value_dim = static_cast<int32_t>(p.value_dim);
+    a.scale = static_cast<float>(p.scale);
+    work.start();
+    launch_backward(&work, runtime_->multiprocessors(), problem, out, a);
+    end(&work);
+    kernel_ms_ = kernel_ms_ + forward_ms;
+  }
+
   void bias(const BiasProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
     const Extent& e = p.bias->extent();
@@ -129,6 +180,27 @@ class CudaBackend : public Backend {
     end(&work);
   }
 
+  void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) override {
+    Work work = begin(abort);
+    RouterBackwardProblem a = problem;
+    const RouterProblem& p = problem.router;
+    const int64_t weights = p.rows * p.outputs, inputs = p.rows * p.features;
+    a.router.input = work.input(p.input, inputs);
+    a.router.weight = work.input(p.weight, p.outputs * p.features);
+    a.router.bias = work.input(p.bias, p.outputs);
+    a.grad_out = work.input(problem.grad_out, weights);
+    a.grad_features = work.output(problem.grad_features, inputs);
+    a.grad_weight = work.output(problem.grad_weight, p.outputs * p.features);
+    a.grad_bias = work.output(problem.grad_bias, p.outputs);
+    float* const delta = work.allocate<float>(weights);
+    work.start();
+    work.launch(router_delta_kernel, grid_of(weights, kRouterWarps), kRouterThreads, size_t{0}, a, delta);
+    const int64_t elements = inputs + p.outputs * (p.features + 1);
+    work.launch(router_backward_kernel, grid_of(elements, kRouterThreads), kRouterThreads, size_t{0}, a,
+                static_cast<const float*>(delta));
+    end(&work);
+  }
+
   void project(const ProjectProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
     const int64_t points = p.batch * p.queries;
@@ -139,6 +211,18 @@ class CudaBackend : public Backend {
     work.start();
     work.launch(project_kernel, grid_of(points, kProjectThreads), kProjectThreads, size_t{0},
                 project_geometry(p), points, p.queries, reference_points, lidar2img, bev, camera);
+    end(&work);
+  }
+
+  void deformable(const DeformableProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable(&work, p);
+    end(&work);
+  }
+
+  void deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable_backward(&work, p);
     end(&work);
   }
 

@@ -19,7 +19,7 @@ std::vector<float> centred(int64_t count, int64_t seed) {
 
 double relative_error(const std::vector<float>& got, const std::vector<double>& want) {
   double difference = 0, norm = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
+  for (size_t i = 0; i < want.size(); ++i) {
     difference += (got[i] - want[i]) * (got[i] - want[i]);
     norm += want[i] * want[i];
   }
@@ -125,11 +125,52 @@ std::string compare_multihead(Backend* backend) {
   return error <= 1e-5 ? "" : "multihead has an error of " + number(error);
 }
 
+// Two levels under samples inside and outside, with every gradient and both ways of summing that by value.
+std::string compare_deformable(Backend* backend) {
+  constexpr int64_t kQueries = 50, kHeads = 2, kDim = 32, kPoints = 4, kPixels = 8 * 9 + 3 * 5;
+  constexpr int64_t kSamples = kQueries * kHeads * 2 * kPoints;
+  std::vector<float> value = centred(kPixels * kHeads * kDim, 1), locations = centred(2 * kSamples, 2),
+                     weights = centred(kSamples, 3), grad_out = centred(kQueries * kHeads * kDim, 4);
+  for (float& x : locations) x = 0.3f * x + 0.5f;
+  const auto view = [](std::vector<float>& data, Shape shape) {
+    return TensorView{data.data(), DType::kFloat32, std::move(shape), "self-test"};
+  };
+  DeformableBackwardProblem p = deformable_backward_problem(
+      deformable_problem(view(value, {1, kPixels, kHeads, kDim}), {{8, 9}, {3, 5}},
+                         view(locations, {1, kQueries, kHeads, 2, kPoints, 2}),
+                         view(weights, {1, kQueries, kHeads, 2, kPoints})),
+      view(grad_out, {1, kQueries, kHeads * kDim}));
+  std::vector<float> got[] = {grad_out, value, locations, weights};  // sizes are theirs
+  std::vector<double> want[4];
+  for (int i = 0; i < 4; ++i) want[i].resize(got[i].size());
+  reference_deformable(p.forward, want[0].data());
+  reference_deformable_backward(p, want[1].data(), want[2].data(), want[3].data());
+  p.forward.out = got[0].data();
+  p.grad_value = got[1].data();
+  p.grad_locations = got[2].data();
+  p.grad_weights = got[3].data();
+  backend->deformable(p.forward, nullptr);
+  for (const bool deterministic : {false, true}) {
+    p.deterministic = deterministic;
+    backend->deformable_backward(p, nullptr);
+    constexpr double kTolerance = 1e-5;
+    for (int i = 0; i < 4; ++i) {
+      const double error = relative_error(got[i], want[i]);
+      if (!(error <= kTolerance)) {
+        return std::string("deformable attention's ") +
+               (i == 0 ? "output" : "gradient " + std::to_string(i)) + " has an error of " + number(error) +
+               ", more than " + number(kTolerance);
+      }
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 std::string compare_with_host(Backend* backend) {
   try {
-    for (const auto compare : {compare_project, compare_attention, compare_multihead}) {
+    for (const auto compare : {compare_project, compare_attention, compare_multihead, compare_deformable}) {
       const std::string wrong = compare(backend);
       if (!wrong.empty()) return wrong;
     }

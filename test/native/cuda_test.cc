@@ -284,6 +284,27 @@ void router_and_project() {
   router.out = got.data();
   backend(3)->router(router, nullptr);
   for (size_t i = 0; i < want.size(); ++i) CHECK(std::fabs(got[i] - want[i]) < 1e-6);
+  for (const bool first : {false, true}) {
+    context = std::string("router backward, outputs ") + (first ? "first" : "last");
+    RouterBackwardProblem problem;
+    problem.router = router;
+    problem.router.outputs_first = first;
+    const TensorView grad_out = t.f32({2, queries, 2}, "gradOut", normal);
+    problem.grad_out = grad_out.f32();
+    const size_t inputs = 2 * queries * size, weights = 2 * size;
+    std::vector<float> grads[2];
+    for (int i = 0; i < 2; ++i) {
+      grads[i].assign(inputs + weights + 2, 123.0f);
+      problem.grad_features = grads[i].data();
+      problem.grad_weight = grads[i].data() + inputs;
+      problem.grad_bias = grads[i].data() + inputs + weights;
+      if (i == 0) cpu::Backend(2, "").router_backward(problem, nullptr);
+      if (i == 1) backend(3)->router_backward(problem, nullptr);
+    }
+    for (size_t i = 0; i < grads[0].size(); ++i) {
+      CHECK(std::fabs(grads[0][i] - grads[1][i]) <= 1e-6 * (1 + std::fabs(grads[0][i])));
+    }
+  }
   CHECK_EQ(backend(0)->self_test(), "");
 }
 

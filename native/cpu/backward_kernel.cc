@@ -1,0 +1,596 @@
+// Gradients of biased attention in float32, compiled once an instruction set: one piece of queries and keys
+// of one batch row and head. With p = exp(score − lse), out·dout = Σ_d out_d·dout_d of a query:
+//
+//   dscore = p·(dout·value − out·dout)     which is also the gradient by the pair's bias
+//   dquery = scale·Σ_k dscore·key          dkey = scale·Σ_q dscore·query          dvalue = Σ_q p·dout
+//
+// as in FlashAttention-2 (Dao 2023): scores are computed again, nothing of size Q·K is kept.
+//
+// Lanes are queries, as in attention_body.h, and per tile of 64 keys × 3 vectors of queries:
+//
+//   p        8 keys × 3 vectors of accumulators over d that start at bias − lse; exp in registers
+//   dscore   the same over the value's dims, starting at −out·dout, then times p; what a tile's row-constant
+//            terms need are its sums by query, added up beside
+//   dvalue   lanes are value dims here: 8 keys × 2 vectors over the tile's queries, p broadcast from L1
+//   dkey     likewise, with dscore and the queries as they lie in memory
+//   dquery   8 dims × 3 vectors over the tile's keys: the forward pass's product with values
+//
+// p and dscore of a tile are 24 KB. Blocks of 512 keys, whose gradients are summed up in L2, are the outer
+// loop, blocks of queries the inner. lowRank terms are dims more of query and key. Of other learnable terms
+// those that are mixed in a tile go through their derivatives pair by pair, listed ones element by element.
+//
+// Work for a vector of scores at head dim 32: 5·32 multiply-adds and 8 more, so CMT (1×8×900×56,400×32,
+// modality bias) takes 592 ms of two cores at 229 GFLOP/s at best. On an AMD EPYC (family 25, model 17, 2
+// cores) with AVX-512 640 ms, 92 %, with spatial terms too; 670 with AVX2.
+#include <type_traits>
+
+#include "cpu/kernels.h"
+#include "cpu/tile.h"
+#include "cpu/tile_bias.h"
+
+namespace attention_bias::cpu {
+namespace {
+
+constexpr int kKeyBlock = 512;
+constexpr int kKeyBlockFloats = 96 * 1024;  // keys, values and their gradients of a block: 384 KB, for L2
+constexpr int kDimVectors = 2;              // of a register block whose lanes are dims
+
+// Of a block of queries, by lane.
+struct Block {
+  float* packed;       // [all panels' dims][kQueries], times scale
+  float* grad_out;     // [value_dim][kQueries]
+  float* grad_packed;  // as packed, not scaled yet
+  float* shift;        // [kQueries] lse
+  float* mean;         // [kQueries] out·grad_out
+};
+
+struct PanelGradient {
+  const float* query;  // rows of the task's batch row and head, from query 0
+  float scale;
+  int32_t dims;
+  float* block;  // [keys of a block][padded dims]: the gradients by its keys
+};
+
+struct Work {
+  const BackwardTask* task;
+  const AttentionProblem* problem;
+  const Term* terms;
+  uint64_t element_terms;  // all but lowRank
+  uint64_t planned_terms;  // element_terms but for those that are listed
+  uint64_t learned_terms;  // of element_terms those whose gradients are wanted
+  int32_t first_learnable[kMaxTerms];
+  int32_t head_dim, value_dim;
+  int32_t packed_dims;
+  int panel_count;
+  Panel panels[kMaxPanels];  // the query is a block's
+  PanelGradient gradients[kMaxPanels];
+  const float* value;     // of this batch row and head
+  const float* grad_out;  // rows, likewise
+  float* value_block;     // gradients by the values of a block of keys
+  float* probabilities;   // [kTileKeys][kQueries]
+  float* grad_scores;     // likewise
+  float* tile_bias;       // likewise
+  float* local;           // likewise
+};
+
+AB_INLINE int32_t padded(int32_t dims) { return (dims + kLanes - 1) / kLanes * kLanes; }
+
+// ---- a tile's pairs --------------------------------------------------------------------------------------
+
+// Probabilities of NR keys. With kHiding scores start at the tile's biases, −∞ hides, and `subtract` is taken
+// off at the end; otherwise they start at row.
+template <int NR, int NV, bool kHiding>
+AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key, int in_tile, const Vec* row,
+                                const Vec* subtract) {
+  Vec sum[NR][NV];
+  const float* bias = w.tile_bias + in_tile * kQueries;
+  start_rows<NR, NV, kHiding ? Start::kHiding : Start::kRow>(row, bias, sum);
+  for (int p = 0; p < w.panel_count; ++p) add_products(panels[p], key, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < NR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      Vec score = sum[r][v];
+      if (kHiding) {
+        const VecInt hide = load(bias + r * kQueries + v * kLanes) == -kInfinity;
+        score = hide ? Vec{} - kInfinity : score - subtract[v];
+      }
+      store(w.probabilities + (in_tile + r) * kQueries + v * kLanes, exp_vec(score));
+    }
+  }
+}
+
+template <int NV, bool kHiding>
+AB_INLINE void probability_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
+                                const Vec* subtract) {
+  int k = 0;
+  for (; k + kRows <= count; k += kRows) {
+    probability_rows<kRows, NV, kHiding>(w, panels, key + k, k, row, subtract);
+  }
+  for (; k < count; ++k) probability_rows<1, NV, kHiding>(w, panels, key + k, k, row, subtract);
+}
+
+// Gradients by the scores of NR keys, whose sums by query join `sums`. With kCareful those of hidden pairs
+// are 0 whatever their value is.
+template <int NR, int NV, bool kCareful>
+AB_INLINE void grad_score_rows(const Work& w, const Panel& panel, int64_t key, int in_tile, const Vec* start,
+                               Vec* sums) {
+  Vec sum[NR][NV];
+  start_rows<NR, NV, Start::kRow>(start, nullptr, sum);
+  add_products(panel, key, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < NR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const int64_t at = (in_tile + r) * kQueries + v * kLanes;
+      Vec grad = sum[r][v] * load(w.probabilities + at);
+      if (kCareful) grad = load(w.tile_bias + at) == -kInfinity ? Vec{} : grad;
+      store(w.grad_scores + at, grad);
+      sums[v] += grad;
+    }
+  }
+}
+
+template <int NV, bool kCareful>
+AB_INLINE void grad_score_tile(const Work& w, const Block& block, int64_t key, int count, Vec* sums) {
+  Vec start[NV];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    start[v] = Vec{} - load(block.mean + v * kLanes);
+    sums[v] = Vec{};
+  }
+  const Panel panel = {block.grad_out, w.value, w.value_dim, w.value_dim};
+  int k = 0;
+  for (; k + kRows <= count; k += kRows) {
+    grad_score_rows<kRows, NV, kCareful>(w, panel, key + k, k, start, sums);
+  }
+  for (; k < count; ++k) grad_score_rows<1, NV, kCareful>(w, panel, key + k, k, start, sums);
+}
+
+// ---- gradients by keys and values ------------------------------------------------------------------------
+
+// to[k] += Σ_q weights[k][q]·rows[q] for NK keys and ND vectors of dims, of the last of which `part` dims are
+// there where that is not 0.
+template <int NK, int ND>
+AB_INLINE void key_rows(const float* weights, int32_t queries, const float* rows, int64_t stride,
+                        int32_t part, float* to, int64_t to_stride) {
+  Vec sum[NK][ND];
+  clear_rows(sum);
+  for (int32_t q = 0; q < queries; ++q, ++weights, rows += stride) {
+    Vec x[ND];
+#pragma GCC unroll 8
+    for (int d = 0; d < ND; ++d) {
+      const float* at = rows + d * kLanes;
+      x[d] = d + 1 == ND && part != 0 ? load_part(at, part) : load_any(at);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < NK; ++k) {
+      const Vec weight = splat(weights[k * kQueries]);
+#pragma GCC unroll 8
+      for (int d = 0; d < ND; ++d) sum[k][d] += weight * x[d];
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < NK; ++k) {
+#pragma GCC unroll 8
+    for (int d = 0; d < ND; ++d) {
+      float* at = to + k * to_stride + d * kLanes;
+      store(at, load(at) + sum[k][d]);
+    }
+  }
+}
+
+template <int ND>
+AB_INLINE void key_columns(const float* weights, int count, int32_t queries, const float* rows,
+                           int64_t stride, int32_t part, float* to, int64_t to_stride) {
+  int k = 0;
+  for (; k + kRows <= count; k += kRows) {
+    key_rows<kRows, ND>(weights + k * kQueries, queries, rows, stride, part, to + k * to_stride, to_stride);
+  }
+  for (; k < count; ++k) {
+    key_rows<1, ND>(weights + k * kQueries, queries, rows, stride, part, to + k * to_stride, to_stride);
+  }
+}
+
+// The same of a whole tile and all dims; to has padded(dims) a row.
+void key_tile(const float* weights, int count, int32_t queries, const float* rows, int32_t dims, float* to) {
+  const int64_t to_stride = padded(dims);
+  int32_t d = 0;
+  for (; d + kDimVectors * kLanes <= dims; d += kDimVectors * kLanes) {
+    key_columns<kDimVectors>(weights, count, queries, rows + d, dims, 0, to + d, to_stride);
+  }
+  for (; d < dims; d += kLanes) {
+    const int32_t part = dims - d < kLanes ? dims - d : 0;
+    key_columns<1>(weights, count, queries, rows + d, dims, part, to + d, to_stride);
+  }
+}
+
+// The same, a pair at a time, without those that are hidden, whatever is in their rows.
+void key_tile_careful(const Work& w, const float* weights, int count, int32_t queries, const float* rows,
+                      int32_t dims, float* to) {
+  for (int k = 0; k < count; ++k) {
+    float* row = to + static_cast<int64_t>(k) * padded(dims);
+    for (int32_t q = 0; q < queries; ++q) {
+      const int at = k * kQueries + q;
+      if (w.tile_bias[at] == -kInfinity) continue;
+      for (int32_t d = 0; d < dims; ++d) row[d] += weights[at] * rows[static_cast<int64_t>(q) * dims + d];
+    }
+  }
+}
+
+// ---- gradients by queries --------------------------------------------------------------------------------
+
+template <int NV, bool kCareful>
+AB_INLINE void query_tile(const Work& w, const Panel& panel, int64_t key, int count, float* grad) {
+  const float* rows = panel.key + key * panel.key_stride;
+  int32_t d = 0;
+  for (; d + kRows <= panel.dims; d += kRows) {
+    output_rows<kRows, NV, kCareful>(w.grad_scores, w.tile_bias, count, rows + d, panel.key_stride,
+                                     grad + d * kQueries);
+  }
+  for (; d < panel.dims; ++d) {
+    output_rows<1, NV, kCareful>(w.grad_scores, w.tile_bias, count, rows + d, panel.key_stride,
+                                 grad + d * kQueries);
+  }
+}
+
+// ---- gradients by terms ----------------------------------------------------------------------------------
+
+AB_INLINE void add_to(const GradientSink& sink, int64_t at, double x) {
+  if (sink.sums) {
+    sink.sums[at - sink.first] += x;
+  } else {
+    sink.floats[at] += static_cast<float>(x);
+  }
+}
+
+// Terms that are constant along some keys, k0 one of them: sums[q] is what their gradients sum up to.
+void add_row_gradients(const Work& w, uint64_t which, const Tile& tile, const float* sums) {
+  for (; which != 0; which &= which - 1) {
+    const int i = lowest_bit(which);
+    const GradientSink* sinks = w.task->sinks + w.first_learnable[i];
+    visit(w.terms[i], [&](const auto& term) AB_INLINE_LAMBDA {
+      if constexpr (std::decay_t<decltype(term)>::kLearns) {
+        for (int32_t q = tile.q0; q < tile.q1; ++q) {
+          const double sum = sums[q - tile.q0];
+          term.template derivatives<double>(
+              tile.b, tile.h, tile.k0, q, [&](int32_t slot, int64_t at, double derivative) AB_INLINE_LAMBDA {
+                add_to(sinks[slot], at, sum * derivative);
+              });
+        }
+      }
+    });
+  }
+}
+
+// Terms of which the tile's pairs differ.
+void add_pair_gradients(const Work& w, uint64_t which, const Tile& tile) {
+  for (; which != 0; which &= which - 1) {
+    const int i = lowest_bit(which);
+    const GradientSink* sinks = w.task->sinks + w.first_learnable[i];
+    visit(w.terms[i], [&](const auto& term) AB_INLINE_LAMBDA {
+      using T = std::decay_t<decltype(term)>;
+      if constexpr (T::kLearns && T::kLocal) {
+        for (int32_t q = tile.q0; q < tile.q1; ++q) {
+          const float* grads = w.grad_scores + (q - tile.q0);
+          term.template near_derivatives<float>(
+              tile, q,
+              [&](int32_t slot, int64_t at, int32_t begin, int32_t end, auto derivative) AB_INLINE_LAMBDA {
+                double sum = 0;
+                for (int32_t k = begin; k < end; ++k) {
+                  sum += static_cast<double>(grads[(k - tile.k0) * kQueries] * derivative(k - begin));
+                }
+                add_to(sinks[slot], at, sum);
+              });
+        }
+      } else if constexpr (T::kLearns) {
+        const auto add = [&](int32_t k, int32_t q) AB_INLINE_LAMBDA {
+          const double grad = w.grad_scores[(k - tile.k0) * kQueries + q - tile.q0];
+          term.template derivatives<double>(
+              tile.b, tile.h, k, q, [&](int32_t slot, int64_t at, double derivative) AB_INLINE_LAMBDA {
+                add_to(sinks[slot], at, grad * derivative);
+              });
+        };
+        if constexpr (T::kKeysTogether) {
+          for (int32_t q = tile.q0; q < tile.q1; ++q) {
+            for (int32_t k = tile.k0; k < tile.k1; ++k) add(k, q);
+          }
+        } else {
+          for (int32_t k = tile.k0; k < tile.k1; ++k) {
+            for (int32_t q = tile.q0; q < tile.q1; ++q) add(k, q);
+          }
+        }
+      }
+    });
+  }
+}
+
+void add_near_gradients(const Work& w, const Tile& tile, const NearGradient* begin, const NearGradient* end) {
+  const int64_t at = tile.b * w.problem->extent.queries + tile.q0;
+  for (const NearGradient* i = begin; i != end; ++i) {
+    const double grad = w.grad_scores[i->at];
+    add_to(w.task->sinks[i->learnable], at + i->at % kQueries, grad * static_cast<double>(i->derivative));
+  }
+}
+
+// ---- one block of queries over one block of keys ---------------------------------------------------------
+
+template <int NV, bool kHiding, bool kCareful>
+__attribute__((noinline)) void differentiate_tile(const Work& w, const Block& block, const Panel* panels,
+                                                  const Tile& tile, int32_t block_k0, const float* row,
+                                                  const NearGradient* near, const NearGradient* near_end,
+                                                  Vec* sums) {
+  const int count = tile.k1 - tile.k0;
+  const int32_t queries = tile.q1 - tile.q0;
+  Vec start[NV], shift[NV], grad_sums[NV];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    shift[v] = load(block.shift + v * kLanes);
+    start[v] = load(row + v * kLanes) - shift[v];
+  }
+  probability_tile<NV, kHiding>(w, panels, tile.k0, count, start, shift);
+  if (!kHiding) {
+    for (const NearGradient* i = near; i != near_end; ++i) w.probabilities[i->at] *= i->factor;
+  }
+  grad_score_tile<NV, kCareful>(w, block, tile.k0, count, grad_sums);
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) sums[v] = grad_sums[v];
+
+  const int64_t in_block = tile.k0 - block_k0;
+  const auto add_keys = [&](const float* weights, const float* rows, int32_t dims, float* to)
+                            AB_INLINE_LAMBDA {
+                              rows += static_cast<int64_t>(tile.q0) * dims;
+                              to += in_block * padded(dims);
+                              if (kCareful) {
+                                key_tile_careful(w, weights, count, queries, rows, dims, to);
+                              } else {
+                                key_tile(weights, count, queries, rows, dims, to);
+                              }
+                            };
+  add_keys(w.probabilities, w.grad_out, w.value_dim, w.value_block);
+  float* grad_packed = block.grad_packed;
+  for (int p = 0; p < w.panel_count; ++p) {
+    add_keys(w.grad_scores, w.gradients[p].query, w.gradients[p].dims, w.gradients[p].block);
+    query_tile<NV, kCareful>(w, panels[p], tile.k0, count, grad_packed);
+    grad_packed += static_cast<int64_t>(w.gradients[p].dims) * kQueries;
+  }
+}
+
+template <int NV>
+void differentiate_keys(const Work& w, const Block& block, const Tile& keys) {
+  const BackwardTask& t = *w.task;
+  const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
+  if (plan.hidden) return;
+  Panel panels[kMaxPanels];
+  const float* packed = block.packed;
+  for (int p = 0; p < w.panel_count; ++p) {
+    panels[p] = w.panels[p];
+    panels[p].query = packed;
+    packed += static_cast<int64_t>(panels[p].dims) * kQueries;
+  }
+  alignas(kVectorBytes) float block_row[kQueries] = {};
+  add_row_constants(w.terms, plan.row_constant, keys, block_row);
+  bool far = false;
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) far |= any_far(load(block.shift + v * kLanes));
+  const bool block_hides = any_hidden(block_row);
+  alignas(kVectorBytes) float block_sums[kQueries] = {};
+  alignas(kVectorBytes) float sums[kQueries];
+  Tile tile = keys;
+  for (; tile.k0 < keys.k1; tile.k0 = tile.k1) {
+    tile.k1 = min_i32(tile.k0 + kTileKeys, keys.k1);
+    const float* row = block_row;
+    TilePlan part = {false, 0, 0};
+    bool hides = block_hides;
+    alignas(kVectorBytes) float tile_row[kQueries];
+    if (plan.mixed != 0) {
+      part = plan_tile(w.terms, plan.mixed, tile);
+      if (part.hidden) continue;
+      if (part.row_constant != 0) {
+        for (int q = 0; q < kQueries; ++q) tile_row[q] = block_row[q];
+        add_row_constants(w.terms, part.row_constant, tile, tile_row);
+        row = tile_row;
+        hides = any_hidden(row);
+      }
+    }
+    const NearGradient *near = nullptr, *near_end = nullptr;
+    if (t.near) {
+      const NearBlockOf<NearGradient>& list = t.near[tile.q0 / kQueries];
+      near = list.elements + list.begins[tile.k0 / kTileKeys];
+      near_end = list.elements + list.ends[tile.k0 / kTileKeys];
+    }
+    Vec tile_sums[NV];
+    if (part.mixed != 0 || far || hides) {
+      fill_tile_bias({w.terms, w.tile_bias, w.local}, part.mixed, tile, row);
+      for (const NearGradient* i = near; i != near_end; ++i) {
+        w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);
+      }
+      const auto differentiate =
+          t.careful ? differentiate_tile<NV, true, true> : differentiate_tile<NV, true, false>;
+      differentiate(w, block, panels, tile, keys.k0, row, near, near_end, tile_sums);
+    } else {
+      differentiate_tile<NV, false, false>(w, block, panels, tile, keys.k0, row, near, near_end, tile_sums);
+    }
+    if (!t.sinks) continue;
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      store(sums + v * kLanes, tile_sums[v]);
+      store(block_sums + v * kLanes, load(block_sums + v * kLanes) + tile_sums[v]);
+    }
+    add_row_gradients(w, part.row_constant & w.learned_terms, tile, sums);
+    add_pair_gradients(w, part.mixed & w.learned_terms, tile);
+    add_near_gradients(w, tile, near, near_end);
+  }
+  if (t.sinks) add_row_gradients(w, plan.row_constant & w.learned_terms, keys, block_sums);
+}
+
+// ---- a piece ---------------------------------------------------------------------------------------------
+
+int32_t padded_dims(const AttentionProblem& p) {
+  int32_t dims = padded(static_cast<int32_t>(p.head_dim)) + padded(static_cast<int32_t>(p.value_dim));
+  for (int i = 0; p.bias && i < p.bias->term_count(); ++i) {
+    const Term& term = p.bias->term_data()[i];
+    if (term.type == TermType::kLowRank) dims += padded(term.low_rank.rank);
+  }
+  return dims;
+}
+
+int32_t key_block(const AttentionProblem& p) {
+  const int64_t fit = kKeyBlockFloats / (2 * padded_dims(p)) / kTileKeys * kTileKeys;
+  return max_i32(kTileKeys, min_i32(kKeyBlock, static_cast<int32_t>(fit)));
+}
+
+int64_t block_floats(const AttentionProblem& p) { return kQueries * (2 * packed_dims(p) + p.value_dim + 2); }
+
+// One block of queries, packed.
+void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
+  float* packed = block.packed;
+  for (int p = 0; p < w.panel_count; ++p) {
+    const PanelGradient& g = w.gradients[p];
+    pack(g.query + static_cast<int64_t>(q0) * g.dims, q1 - q0, g.dims, g.scale, packed);
+    packed += static_cast<int64_t>(g.dims) * kQueries;
+  }
+  pack(w.grad_out + static_cast<int64_t>(q0) * w.value_dim, q1 - q0, w.value_dim, 1.0f, block.grad_out);
+  const int64_t floats = static_cast<int64_t>(w.packed_dims) * kQueries;
+  for (int64_t i = 0; i < floats; ++i) block.grad_packed[i] = 0.0f;
+  const BackwardTask& t = *w.task;
+  const int64_t first = (t.b * w.problem->extent.heads + t.h) * w.problem->extent.queries;
+  for (int32_t lane = 0; lane < kQueries; ++lane) {
+    block.shift[lane] = block.mean[lane] = 0.0f;
+    if (lane >= q1 - q0) continue;
+    const int32_t q = q0 + lane;
+    const float lse = w.problem->lse[first + q];
+    block.shift[lane] = lse == -kInfinity ? kInfinity : lse;  // sees no key: probabilities are 0
+    double mean = 0;
+    for (int32_t d = 0; d < w.value_dim; ++d) {
+      mean += static_cast<double>(w.problem->out[(first + q) * w.value_dim + d]) *
+              static_cast<double>(w.grad_out[static_cast<int64_t>(q) * w.value_dim + d]);
+    }
+    block.mean[lane] = static_cast<float>(mean);
+  }
+}
+
+// Writes or adds the gradients by a block of keys, [keys][padded dims], times scale to their rows.
+AB_INLINE void flush_keys(const float* from, int32_t count, int32_t dims, float scale, bool adds, float* to) {
+  for (int32_t k = 0; k < count; ++k, from += padded(dims), to += dims) {
+    for (int32_t d = 0; d < dims; ++d) to[d] = adds ? to[d] + from[d] * scale : from[d] * scale;
+  }
+}
+
+}  // namespace
+
+namespace AB_ISA_NAME {
+
+int64_t backward_scratch_floats(const AttentionProblem& p, int32_t queries) {
+  const int64_t blocks = (queries + kQueries - 1) / kQueries;
+  return 4 * kTileKeys * kQueries + static_cast<int64_t>(key_block(p)) * padded_dims(p) +
+         blocks * block_floats(p);
+}
+
+bool backward(const BackwardTask& t) {
+  const AttentionProblem& p = t.problem->attention;
+  const int64_t head = t.b * p.extent.heads + t.h;
+  Work w = {};
+  w.task = &t;
+  w.problem = &p;
+  w.head_dim = static_cast<int32_t>(p.head_dim);
+  w.value_dim = static_cast<int32_t>(p.value_dim);
+  w.packed_dims = static_cast<int32_t>(packed_dims(p));
+  w.value = p.value.f32() + head * p.extent.keys * p.value_dim;
+  w.grad_out = t.problem->grad_out + head * p.extent.queries * p.value_dim;
+  w.probabilities = t.scratch;
+  w.grad_scores = t.scratch + kTileKeys * kQueries;
+  w.tile_bias = t.scratch + 2 * kTileKeys * kQueries;
+  w.local = t.scratch + 3 * kTileKeys * kQueries;
+  const int32_t step = key_block(p);
+  float* next = t.scratch + 4 * kTileKeys * kQueries;
+  float* const key_blocks = next;
+  const int64_t key_floats = static_cast<int64_t>(step) * padded_dims(p);
+  w.value_block = next;
+  next += static_cast<int64_t>(step) * padded(w.value_dim);
+  const auto add_panel = [&](const float* query, const float* key, int32_t dims, float scale)
+                             AB_INLINE_LAMBDA {
+                               w.panels[w.panel_count] = {nullptr, key, dims, dims};
+                               w.gradients[w.panel_count++] = {query, scale, dims, next};
+                               next += static_cast<int64_t>(step) * padded(dims);
+                             };
+  add_panel(p.query.f32() + head * p.extent.queries * p.head_dim,
+            p.key.f32() + head * p.extent.keys * p.head_dim, w.head_dim, static_cast<float>(p.scale));
+  if (p.bias) {
+    w.terms = p.bias->term_data();
+    int32_t learnable = 0;
+    for (int i = 0; i < p.bias->term_count(); ++i) {
+      const uint64_t bit = uint64_t{1} << i;
+      w.first_learnable[i] = learnable;
+      learnable += p.bias->learnable_count(i);
+      if (w.terms[i].type == TermType::kLowRank) {
+        const LowRankTerm& term = w.terms[i].low_rank;
+        const LowRankTerm::Column column = term.column(t.b, t.h, 0);
+        add_panel(column.query_factors, column.key_factors, term.rank, term.scale);
+        continue;
+      }
+      w.element_terms |= bit;
+      const bool listed = visit(w.terms[i], [](const auto& term) AB_INLINE_LAMBDA {
+        using T = std::decay_t<decltype(term)>;
+        return T::kLocal && !T::kHides;
+      });
+      if (!listed || !t.near) w.planned_terms |= bit;
+      if (p.bias->learnable_count(i) != 0) w.learned_terms |= bit;
+    }
+  }
+  float* const blocks = key_blocks + key_floats;
+  const auto block_at = [&](int32_t q0) AB_INLINE_LAMBDA {
+    float* at = blocks + (q0 - t.q0) / kQueries * block_floats(p);
+    float* grad_out = at + static_cast<int64_t>(w.packed_dims) * kQueries;
+    float* grad_packed = grad_out + static_cast<int64_t>(w.value_dim) * kQueries;
+    float* shift = grad_packed + static_cast<int64_t>(w.packed_dims) * kQueries;
+    return Block{at, grad_out, grad_packed, shift, shift + kQueries};
+  };
+  for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
+    pack_block(w, block_at(q0), q0, min_i32(q0 + kQueries, t.q1));
+  }
+  for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
+    const int32_t k1 = min_i32(k0 + step, t.k1);
+    for (int64_t i = 0; i < key_floats; ++i) key_blocks[i] = 0.0f;
+    for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
+      if (aborted(t.abort)) return false;
+      const int32_t q1 = min_i32(q0 + kQueries, t.q1);
+      const Tile keys = {t.b, t.h, q0, q1, k0, k1};
+      switch ((q1 - q0 + kLanes - 1) / kLanes) {
+        case 1:
+          differentiate_keys<1>(w, block_at(q0), keys);
+          break;
+        case 2:
+          differentiate_keys<2>(w, block_at(q0), keys);
+          break;
+        default:
+          differentiate_keys<3>(w, block_at(q0), keys);
+      }
+    }
+    flush_keys(w.value_block, k1 - k0, w.value_dim, 1.0f, t.adds,
+               t.grad_value + static_cast<int64_t>(k0) * w.value_dim);
+    for (int i = 0; i < w.panel_count; ++i) {
+      const PanelGradient& g = w.gradients[i];
+      if (!t.grad_key[i]) continue;
+      flush_keys(g.block, k1 - k0, g.dims, g.scale, t.adds,
+                 t.grad_key[i] + static_cast<int64_t>(k0) * g.dims);
+    }
+  }
+  for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
+    const int32_t q1 = min_i32(q0 + kQueries, t.q1);
+    const float* packed = block_at(q0).grad_packed;
+    for (int i = 0; i < w.panel_count; ++i) {
+      const PanelGradient& g = w.gradients[i];
+      const Vec scale = splat(g.scale);
+      const Vec factor[kVectors] = {scale, scale, scale};
+      if (t.grad_query[i]) {
+        unpack(packed, q1 - q0, g.dims, factor, t.grad_query[i] + static_cast<int64_t>(q0 - t.q0) * g.dims);
+      }
+      packed += static_cast<int64_t>(g.dims) * kQueries;
+    }
+  }
+  return true;
+}
+
+}  // namespace AB_ISA_NAME
+}  // namespace attention_bias::cpu
