@@ -40,9 +40,6 @@ template <class T>
 class LinearBlock {
  public:
   AB_DEVICE explicit LinearBlock(const LinearProblem& p) : p_(p) {
-    const int32_t column_tiles = static_cast<int32_t>((p.outputs + T::kSide - 1) / T::kSide);
-    row0_ = int64_t{1} * (block_x() / column_tiles) * T::kSide;
-    column0_ = block_x() % column_tiles * T::kSide;
     AB_UNROLL
     for (int i = 0; i < T::kLoads; ++i) begin_load(i);
   }
@@ -67,6 +64,13 @@ class LinearBlock {
   }
 
  private:
+  // Of this block; evaluated anew where they are needed, since registers are few.
+  AB_DEVICE int32_t column_tiles() const {
+    return static_cast<int32_t>((p_.outputs + T::kSide - 1) / T::kSide);
+  }
+  AB_DEVICE int64_t first_row() const { return int64_t{1} * (block_x() / column_tiles()) * T::kSide; }
+  AB_DEVICE int32_t first_column() const { return block_x() % column_tiles() * T::kSide; }
+
   // A run of 4 features of a row of X or of W, in each slice.
   struct Load {
     const float* row = nullptr;  // of feature 0; null beyond the last row
@@ -88,11 +92,11 @@ class LinearBlock {
   AB_DEVICE void begin_load(int i) {
     Load& load = loads_[i];
     if (operand_of(i) == 0) {
-      const int64_t row = row0_ + row_of(i);
+      const int64_t row = first_row() + row_of(i);
       if (row >= p_.rows()) return;
       load.row = p_.input + p_.input_layout().row(row / p_.tokens, row % p_.tokens);
     } else {
-      const int64_t output = column0_ + row_of(i);
+      const int64_t output = first_column() + row_of(i);
       if (output < p_.outputs) load.row = p_.weight + output * p_.features;
     }
   }
@@ -121,10 +125,10 @@ class LinearBlock {
       if (!load.row) continue;
       if (whole) {
         if (e >= features) continue;
-        keep(load.values, load_16(load.row + column(i, e)));
+        load_4(load.values, load.row + column(i, e));
         if (!has_position(i)) continue;
         float position[4];
-        keep(position, load_16(position_at(i, e)));
+        load_4(position, position_at(i, e));
         AB_UNROLL
         for (int j = 0; j < 4; ++j) load.values[j] += position[j];
       } else {
@@ -138,11 +142,12 @@ class LinearBlock {
     }
   }
 
-  AB_DEVICE static void keep(float (&to)[4], const Float4& from) {
-    to[0] = from.x;
-    to[1] = from.y;
-    to[2] = from.z;
-    to[3] = from.w;
+  AB_DEVICE static void load_4(float* to, const float* from) {
+    const Float4 four = load_16(from);
+    to[0] = four.x;
+    to[1] = four.y;
+    to[2] = four.z;
+    to[3] = four.w;
   }
 
   AB_DEVICE void put(int turn) {
@@ -157,62 +162,69 @@ class LinearBlock {
   AB_DEVICE static int thread_row() { return thread_index() / 16 * 4; }
   AB_DEVICE static int thread_column() { return thread_index() % 16 * 4; }
 
+  // Not all steps unrolled: the loads of so many would be moved ahead, into registers that are not there.
   AB_DEVICE static void multiply(const float* x, const float* w, float (&sums)[T::kMicro][T::kMicro]) {
-    AB_UNROLL
-    for (int e = 0; e < T::kDepth; ++e) {
-      float a[T::kMicro], b[T::kMicro];
+    constexpr int kUnrolled = 2;
+    AB_NO_UNROLL
+    for (int first = 0; first < T::kDepth; first += kUnrolled) {
       AB_UNROLL
-      for (int g = 0; g < T::kMicro / 4; ++g) {
-        float four[4];
-        keep(four, load_16(x + e * T::kStride + thread_row() + g * T::kGroup));
+      for (int e = first; e < first + kUnrolled; ++e) {
+        float a[T::kMicro], b[T::kMicro];
         AB_UNROLL
-        for (int j = 0; j < 4; ++j) a[4 * g + j] = four[j];
-        keep(four, load_16(w + e * T::kStride + thread_column() + g * T::kGroup));
+        for (int g = 0; g < T::kMicro; g += 4) {
+          load_4(&a[g], x + e * T::kStride + thread_row() + g / 4 * T::kGroup);
+          load_4(&b[g], w + e * T::kStride + thread_column() + g / 4 * T::kGroup);
+        }
         AB_UNROLL
-        for (int j = 0; j < 4; ++j) b[4 * g + j] = four[j];
-      }
-      AB_UNROLL
-      for (int i = 0; i < T::kMicro; ++i) {
-        AB_UNROLL
-        for (int j = 0; j < T::kMicro; ++j) sums[i][j] += a[i] * b[j];
+        for (int i = 0; i < T::kMicro; ++i) {
+          AB_UNROLL
+          for (int j = 0; j < T::kMicro; ++j) sums[i][j] += a[i] * b[j];
+        }
       }
     }
   }
 
   AB_DEVICE void write(const float (&sums)[T::kMicro][T::kMicro]) const {
-    const HeadLayout layout = p_.out_layout();
     AB_UNROLL
-    for (int i = 0; i < T::kMicro; ++i) {
-      const int64_t row = row0_ + thread_row() + i % 4 + i / 4 * T::kGroup;
-      if (row >= p_.rows()) continue;
-      float* const out = p_.out + layout.row(row / p_.tokens, row % p_.tokens);
+    for (int group = 0; group < T::kMicro / 4; ++group) {
+      int64_t row = first_row() + thread_row() + group * T::kGroup;
+      int64_t b = row / p_.tokens, t = row % p_.tokens;  // one division for four rows
       AB_UNROLL
-      for (int g = 0; g < T::kMicro / 4; ++g) {
-        const int32_t n = column0_ + thread_column() + g * T::kGroup;
-        const int32_t left = static_cast<int32_t>(p_.outputs) - n;
-        float values[4];
+      for (int i = 0; i < 4; ++i) {
+        if (row < p_.rows()) write_row(row, b, t, sums[4 * group + i]);
+        ++row;
+        if (++t == p_.tokens) ++b, t = 0;
+      }
+    }
+  }
+
+  AB_DEVICE void write_row(int64_t row, int64_t b, int64_t t, const float (&sums)[T::kMicro]) const {
+    const HeadLayout layout = p_.out_layout();
+    float* const out = p_.out + layout.row(b, t);
+    AB_UNROLL
+    for (int g = 0; g < T::kMicro / 4; ++g) {
+      const int32_t n = first_column() + thread_column() + g * T::kGroup;
+      const int32_t left = static_cast<int32_t>(p_.outputs) - n;
+      float values[4];
+      AB_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        values[j] = sums[4 * g + j];
+        if (j >= left) continue;
+        if (p_.bias) values[j] += p_.bias[n + j];
+        if (p_.residual) values[j] += p_.residual[row * p_.outputs + n + j];
+      }
+      if (layout.dim % 4 == 0) {
+        if (left > 0) store_16(out + layout.column(n), Float4{values[0], values[1], values[2], values[3]});
+      } else {
         AB_UNROLL
         for (int j = 0; j < 4; ++j) {
-          values[j] = sums[i][4 * g + j];
-          if (j >= left) continue;
-          if (p_.bias) values[j] += p_.bias[n + j];
-          if (p_.residual) values[j] += p_.residual[row * p_.outputs + n + j];
-        }
-        if (layout.dim % 4 == 0) {
-          if (left > 0) store_16(out + layout.column(n), Float4{values[0], values[1], values[2], values[3]});
-        } else {
-          AB_UNROLL
-          for (int j = 0; j < 4; ++j) {
-            if (j < left) out[layout.column(n + j)] = values[j];
-          }
+          if (j < left) out[layout.column(n + j)] = values[j];
         }
       }
     }
   }
 
   const LinearProblem& p_;
-  int64_t row0_;
-  int32_t column0_;
   Load loads_[T::kLoads];
 };
 
