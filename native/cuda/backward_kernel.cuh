@@ -44,23 +44,9 @@
 #include <type_traits>
 
 #include "cuda/attention_row.cuh"
+#include "cuda/backward_arguments.cuh"
 
 namespace attention_bias::cuda {
-
-struct BackwardArguments {
-  HeadRows query;         // [B·H, Q, D]
-  HeadRows key;           // [B·H, K, D]
-  HeadRows value;         // [B·H, K, Dv]
-  const float* grad_out;  // [B·H, Q, Dv]
-  const float* lse;       // [B·H, Q]
-  const float* mean;      // [B·H, Q]
-  const Term* terms;
-  int32_t term_count;
-  int64_t rows, heads;  // B·H, H
-  int32_t queries, keys;
-  int32_t head_dim, value_dim;
-  float scale;
-};
 
 // What a gradient_kernel leaves. Own rows are keys or queries, the others come by.
 struct GradientOutputs {
