@@ -14,16 +14,16 @@ function replaceStrings(value, f) {
 }
 
 /**
- * `attention` and `bias`: lists of cases whose `bias` holds terms with tensors' names in them; `tensors` by name. `changed`: sizes
- * that differ from those of cases.json.
+ * `attention` and `bias`: lists of cases whose `bias` holds terms with tensors' names in them; `deformable`: a list of cases;
+ * `tensors` by name. `changed`: sizes that differ from those of cases.json.
  */
 export function loadCases({ small = false, changed = {} } = {}) {
   const numbers = { ...sizes[small ? 'small' : 'full'], ...changed };
-  const { attention, bias, tensors, terms } = replaceStrings(given, (text) =>
+  const { attention, bias, deformable, tensors, terms } = replaceStrings(given, (text) =>
     text.startsWith('$') ? numbers[text.slice(1)] : text,
   );
   const withTerms = (item) => ({ ...item, bias: item.bias.map((name) => terms[name]) });
-  return { attention: attention.map(withTerms), bias: bias.map(withTerms), tensors };
+  return { attention: attention.map(withTerms), bias: bias.map(withTerms), deformable, tensors };
 }
 
 export const sizeOf = (shape) => shape.reduce((a, b) => a * b, 1);

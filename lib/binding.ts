@@ -21,9 +21,13 @@ export type OperationName =
   | 'attention'
   | 'attentionBackward'
   | 'bias'
+  | 'linear'
+  | 'multihead'
   | 'router'
   | 'routerBackward'
   | 'project'
+  | 'deformable'
+  | 'deformableBackward'
   | 'copy';
 
 /** An operation: `id` is a number of the caller's for abort(). Resolves to the outputs that `args` did not give. */
@@ -98,8 +102,16 @@ export interface NativeBinding {
   setExternalLimit(bytes: number): void;
   /** the float64 reference of `attention`: slow, and it blocks the thread */
   referenceAttention(args: object): { out: Float64Array; lse: Float64Array };
+  /** the float64 reference of `attentionBackward`: `query`, `key`, `value`, and the terms' by path, as bias[0].table */
+  referenceBackward(args: object): Record<string, Float64Array>;
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
+  /** the float64 reference of `deformable`, and of its gradients by the names of their tensors */
+  referenceDeformable(
+    args: object,
+  ): Record<'out' | 'value' | 'samplingLocations' | 'attentionWeights', Float64Array>;
+  /** of `multihead` */
+  referenceMultihead(args: object): Float64Array;
   /**
    * What this machine does at most by an instruction set on some threads, for the benchmarks: float32 multiply-adds and
    * vdpbf16ps (0: none) in GFLOP/s, stores to and loads from large memory in GB/s. Blocks the thread for half a second.

@@ -8,6 +8,7 @@ export interface Values {
 /** Relative L2 tolerances of the float32 operations. */
 export const F32_TOLERANCE = 2e-6;
 export const ROUTER_TOLERANCE = 1e-5;
+export const DEFORMABLE_TOLERANCE = 1e-5;
 
 const MAX_REPORTED = 3;
 

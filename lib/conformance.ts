@@ -5,6 +5,7 @@ import {
   compareExact,
   compareNorm,
   compareZeroRows,
+  DEFORMABLE_TOLERANCE,
   ROUTER_TOLERANCE,
   F32_TOLERANCE,
   type Values,
@@ -13,14 +14,25 @@ import type { Precision } from './device.js';
 import type { SafetensorsFile } from './formats/safetensors.js';
 import type { JobOutputs } from './job.js';
 
-type Operation = 'attention' | 'attention-backward' | 'bias' | 'router' | 'project';
+type Operation =
+  | 'attention'
+  | 'attention-backward'
+  | 'bias'
+  | 'multihead'
+  | 'router'
+  | 'project'
+  | 'deformable'
+  | 'deformable-backward';
 /** The operations that are built. */
 export const operations: readonly string[] = [
   'attention',
   'attention-backward',
   'bias',
+  'multihead',
   'router',
   'project',
+  'deformable',
+  'deformable-backward',
 ] satisfies Operation[];
 
 /** Relative L2 tolerance of `attention` in each precision. */
@@ -42,9 +54,13 @@ function compareOutput(
     case 'attention':
       return compareNorm(actual, expected, tolerance, name === 'lse');
     case 'attention-backward':
+    case 'multihead':
       return compareNorm(actual, expected, GRADIENT_TOLERANCES[precision]);
     case 'router':
       return compareNorm(actual, expected, Math.max(ROUTER_TOLERANCE, tolerance));
+    case 'deformable':
+    case 'deformable-backward':
+      return compareNorm(actual, expected, DEFORMABLE_TOLERANCE);
     case 'bias':
       return compareBias(actual, expected);
     case 'project':

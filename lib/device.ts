@@ -65,8 +65,8 @@ export interface CallOptions {
 
 export interface ResultOptions {
   /**
-   * where new results are: default `device` for an operation whose first tensor (`query`, `features`, `referencePoints`) is
-   * there, so that chained operations never leave the GPU, else `host`
+   * where new results are: default `device` for an operation whose first tensor (`query`, `input`, `features`,
+   * `referencePoints`) is there, so that chained operations never leave the GPU, else `host`
    */
   memory?: MemoryKind | undefined;
 }
@@ -173,6 +173,52 @@ export interface BiasArgs extends CallOptions, ResultOptions {
   out?: TensorLike | undefined;
 }
 
+export interface LinearArgs extends CallOptions, ResultOptions {
+  /** float32 [.., E], of 1 to 8 dimensions */
+  input: TensorLike;
+  /** float32 [N, E], as torch.nn.Linear has it */
+  weight: TensorLike;
+  /** float32 [N]; default none */
+  bias?: TensorLike | undefined;
+  /** float32 [.., N] to write to */
+  out?: TensorLike | undefined;
+}
+
+/** The weights of a torch.nn.MultiheadAttention of E channels; `loadMultihead` reads them from a state dict. */
+export interface MultiheadWeights {
+  /** float32 [3E, E], `in_proj_weight`: the rows of query, key and value below each other */
+  inProjWeight: TensorLike;
+  /** float32 [3E], `in_proj_bias`; default none, Swin's `qkv_bias=False` */
+  inProjBias?: TensorLike | undefined;
+  /** float32 [E, E], `out_proj.weight` */
+  outProjWeight: TensorLike;
+  /** float32 [E], `out_proj.bias`; default none */
+  outProjBias?: TensorLike | undefined;
+}
+
+export interface MultiheadArgs extends MultiheadWeights, CallOptions, ResultOptions {
+  /** float32 [B, Q, E] */
+  query: TensorLike;
+  /** float32 [B, K, E]; may be the same tensor as `query`, as may `value` */
+  key: TensorLike;
+  /** float32 [B, K, E] */
+  value: TensorLike;
+  /** float32 [B, Q, E], added to `query` before its projection; default none */
+  queryPos?: TensorLike | undefined;
+  /** float32 [B, K, E], added to `key` before its projection, not to `value`; default none */
+  keyPos?: TensorLike | undefined;
+  /** H, a divisor of E; the head dim is E/H, on CUDA at most 256 */
+  heads: number;
+  /** at most 64 terms over [B, H, Q, K], summed */
+  bias?: readonly BiasTerm[] | undefined;
+  /** whether `query`, without `queryPos`, is added to the output, as decoders do around their attention; default false */
+  identity?: boolean | undefined;
+  /** default: the device's. Of attention; projections are float32 at least */
+  precision?: Precision | undefined;
+  /** float32 [B, Q, E] to write to; shares no memory with any other tensor of the call */
+  out?: TensorLike | undefined;
+}
+
 export interface RouterArgs extends CallOptions, ResultOptions {
   /** float32 [B, Q, E] */
   features: TensorLike;
@@ -230,6 +276,42 @@ export interface ProjectResult {
   bevCenters: Tensor;
   /** float32 [B, Q, 3] (view, y, x): cells of the first camera that sees the point; (−1, −1, −1): none does */
   cameraCenters: Tensor;
+}
+
+/** Letters beside the above: L levels, P points of a query, head and level, S pixels of all levels, D channels of a head. */
+export interface DeformableArgs extends CallOptions, ResultOptions {
+  /** float32 or bfloat16 [B, S, H, D]: the levels' pixels one level after the other, row by row; D at most 8,192 */
+  value: TensorLike;
+  /** [h, w] of each of at most 64 levels, integers of at least 1 whose areas sum to S */
+  spatialShapes: readonly (readonly [number, number])[];
+  /** float32 [B, Q, H, L, P, 2] (x, y) in units of the level's size: 0 to 1 is inside; any value is allowed */
+  samplingLocations: TensorLike;
+  /** float32 [B, Q, H, L, P], any values; Deformable DETR's are a softmax over L·P */
+  attentionWeights: TensorLike;
+  /** float32 [B, Q, H·D] to write to instead of a new tensor; shares no memory with any other tensor of the call */
+  out?: TensorLike | undefined;
+}
+
+export interface DeformableBackwardArgs extends Omit<DeformableArgs, 'out'> {
+  /** float32 [B, Q, H·D], the gradient of what is differentiated by `out` */
+  gradOut: TensorLike;
+  /**
+   * whether sums over queries have one order, so that the same call gives the same bits; default false. Makes a difference
+   * on CUDA only, where the gradient of `value` is otherwise summed by atomic additions; the CPU's is always so.
+   */
+  deterministic?: boolean | undefined;
+}
+
+export interface DeformableGradients {
+  /** float32 [B, S, H, D] */
+  value: Tensor;
+  /**
+   * float32 [B, Q, H, L, P, 2]; at a pixel's centre, where the sample has a corner, the derivative to the right and below;
+   * 0 outside
+   */
+  samplingLocations: Tensor;
+  /** float32 [B, Q, H, L, P] */
+  attentionWeights: Tensor;
 }
 
 /** The dtype of a tensor, or of a typed array with its shape. */
@@ -318,6 +400,20 @@ export interface Device extends Disposable {
   bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
   bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
 
+  /** input·weightᵀ + bias: torch.nn.Linear, [.., N] in float32 whatever the device's precision. */
+  linear(args: LinearArgs): Promise<Tensor>;
+
+  /**
+   * Multi-head attention (Vaswani et al. 2017) over torch.nn.MultiheadAttention's weights, with bias terms: [B, Q, E]. Query
+   * and key are projected with their positions, the value without; each of the heads attends with scale 1/√(E/H); a query
+   * that sees no key attends to 0, so that its output is the out-projection's bias. Relative L2 error below 1e-5 in `f32`,
+   * 2e-3 in `tf32`, 2e-2 in `bf16`. What lies between the parts takes 8·B·E·(Q + K) bytes for the time of the call (on the
+   * CPU it is kept for the next), nothing that grows with Q·K.
+   *
+   * ERR_VALUE for `heads` that don't divide E, ERR_SHAPE for tensors that don't fit each other.
+   */
+  multihead(args: MultiheadArgs): Promise<Tensor>;
+
   /**
    * The adaptive query router (MoME): weights [B, Q, M] = sigmoid(features·weightᵀ + bias), or [M, B, Q] with
    * `outputsFirst`.
@@ -333,6 +429,18 @@ export interface Device extends Disposable {
    * in float64.
    */
   project(args: ProjectArgs): Promise<ProjectResult>;
+
+  /**
+   * Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021), the operation between its projections:
+   * out[b, q, h·D + d] = Σ over levels l and points p of attentionWeights[b, q, h, l, p] · the bilinear sample of channel d of
+   * head h of level l at samplingLocations[b, q, h, l, p]. Pixel (i, j) has its centre at ((j + 0.5)/w, (i + 0.5)/h), and
+   * pixels outside the level are 0, as in `grid_sample` with zero padding and `align_corners=False`; a location that is NaN is
+   * outside. Float32 arithmetic whatever the device's precision, places in float64: within 1e-5 of a float64 evaluation.
+   */
+  deformable(args: DeformableArgs): Promise<Tensor>;
+
+  /** The gradients of Σ gradOut·out by the three tensors of `deformable`, within 1e-5 likewise. */
+  deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients>;
 
   /** What the device's tensors and operations take of its memory. */
   memory(): MemoryUse;

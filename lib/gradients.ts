@@ -15,6 +15,21 @@ export function withDispose<T extends Record<string, Tensor>>(
   return { ...tensors, dispose, [Symbol.dispose]: dispose };
 }
 
+/** All gradients of an attention with the path of what they belong to: `query`, …, bias[0].table. */
+export function gradientsWithPath({ query, key, value, terms }: BackwardResult): [string, Tensor][] {
+  const ofTerms = terms.flatMap(({ segments, ...fields }, i) => [
+    ...(segments ?? []).map(({ weights }, j): [string, Tensor] => [
+      `bias[${i}].segments[${j}].weights`,
+      weights,
+    ]),
+    ...Object.entries<Tensor>(fields).map(([name, tensor]): [string, Tensor] => [
+      `bias[${i}].${name}`,
+      tensor,
+    ]),
+  ]);
+  return [['query', query], ['key', key], ['value', value], ...ofTerms];
+}
+
 /** `made` has `query`, `key`, `value`, and the terms' by the path of their tensor. */
 export function gradientsByField(made: Record<string, Tensor>, termCount: number): BackwardResult {
   const { query, key, value, ...rest } = made as Record<'query' | 'key' | 'value', Tensor>;

@@ -2,6 +2,8 @@ export { Adam } from './adam.js';
 export type { AdamOptions } from './adam.js';
 export { open } from './open.js';
 export { AttentionBiasError } from './errors.js';
+export { loadMultihead } from './multihead-weights.js';
+export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
 export type * from './device.js';
 export type * from './terms.js';

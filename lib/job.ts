@@ -2,7 +2,8 @@
 import { dirname, resolve } from 'node:path';
 
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
-import type { BackwardResult, Device, TermGradients } from './device.js';
+import type { BackwardResult, Device } from './device.js';
+import { gradientsWithPath } from './gradients.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
@@ -21,7 +22,8 @@ export interface JobOptions {
 /**
  * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
  * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `weights` (router), `bevCenters` and
- * `cameraCenters` (project). They are the caller's to dispose.
+ * `cameraCenters` (project), `out` (deformable, multihead), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
+ * (deformable-backward). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;
 
@@ -126,39 +128,25 @@ function withTensorName(error: unknown, uses: readonly Use[]): unknown {
   return prefixed('', error, error.message.replace(` for ${use.field} but `, ` for ${named(use)} but `));
 }
 
-/** The learnable tensors of a term's gradients, with the path below the term. */
-function gradientPaths({ segments, ...fields }: TermGradients): [string, Tensor][] {
-  const ofSegments = (segments ?? []).map(({ weights }, j): [string, Tensor] => [
-    `segments[${j}].weights`,
-    weights,
-  ]);
-  return [...ofSegments, ...Object.entries<Tensor>(fields)];
-}
+const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
 
 /** The gradients by the names of a job's result: one for each tensor, summed over the places that name it. */
-function gradientsByTensor(
-  { query, key, value, terms }: BackwardResult,
-  bias: readonly unknown[],
-  uses: readonly Use[],
-): JobOutputs {
-  const outputs: JobOutputs = { grad_query: query, grad_key: key, grad_value: value };
-  bias.forEach((_, i) => {
-    for (const [path, gradient] of gradientPaths(terms[i] ?? {})) {
-      const use = uses.find(({ field }) => field === `bias[${i}].${path}`);
-      const name = `grad_${use?.ref.tensor ?? ''}`;
-      const sum = outputs[name];
-      if (sum) {
-        for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
-        gradient.dispose();
-      } else {
-        outputs[name] = gradient;
-      }
+function gradientsByTensor(gradients: BackwardResult, uses: readonly Use[]): JobOutputs {
+  const outputs: JobOutputs = {};
+  for (const [path, gradient] of gradientsWithPath(gradients)) {
+    const use = uses.find(({ field }) => field === path);
+    const name = `grad_${roles.has(path) ? path : (use?.ref.tensor ?? '')}`;
+    const sum = outputs[name];
+    if (sum) {
+      for (let at = 0; at < sum.data.length; at++) sum.data[at]! += gradient.data[at]!;
+      gradient.dispose();
+    } else {
+      outputs[name] = gradient;
     }
-  });
+  }
   return outputs;
 }
 
-const roles: ReadonlySet<string> = new Set(['query', 'key', 'value']);
 const learnable = /^bias\[\d+\]\.(bias|segments\[\d+\]\.weights|table|queryFactors|keyFactors|slopes)$/;
 
 /** Gradients by role and by tensor would have one name. */
@@ -184,13 +172,31 @@ async function execute(
     case 'attention-backward': {
       const { query, key, value, gradOut, scale, bias } = job;
       const gradients = await device.attentionBackward({ query, key, value, gradOut, scale, bias, signal });
-      return gradientsByTensor(gradients, bias ?? [], uses);
+      return gradientsByTensor(gradients, uses);
     }
     case 'bias':
       return { bias: await device.bias({ shape: job.shape, bias: job.bias, signal }) };
+    case 'multihead': {
+      const { query, key, value, queryPos, keyPos, heads, bias, identity } = job;
+      const { inProjWeight, inProjBias, outProjWeight, outProjBias } = job;
+      const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
+      const args = { query, key, value, queryPos, keyPos, heads, ...weights, bias, identity, signal };
+      return { out: await device.multihead(args) };
+    }
     case 'router': {
       const { features, weight, bias } = job;
       return { weights: await device.router({ features, weight, bias, signal }) };
+    }
+    case 'deformable': {
+      const { value, spatialShapes, samplingLocations, attentionWeights } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights };
+      return { out: await device.deformable({ ...args, signal }) };
+    }
+    case 'deformable-backward': {
+      const { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic } = job;
+      const args = { value, spatialShapes, samplingLocations, attentionWeights, gradOut, deterministic };
+      const grads = await device.deformableBackward({ ...args, signal });
+      return Object.fromEntries(Object.entries(grads).map(([name, grad]) => [`grad_${name}`, grad]));
     }
     case 'project': {
       const { referencePoints, pointCloudRange, lidar2img, imageShape, featureShape, bevShape } = job;

@@ -10,9 +10,14 @@ import type {
   BackwardResult,
   BiasArgs,
   CallOptions,
+  DeformableArgs,
+  DeformableBackwardArgs,
+  DeformableGradients,
   Device,
   DeviceInfo,
   Precision,
+  LinearArgs,
+  MultiheadArgs,
   ProjectArgs,
   ProjectResult,
   RouterArgs,
@@ -142,6 +147,17 @@ export class NativeDevice implements Device {
     return (await this.#run('bias', args, { out: requireArgs(args).out })).out;
   }
 
+  async linear(args: LinearArgs): Promise<Tensor> {
+    return (await this.#run('linear', args, { out: requireArgs(args).out })).out;
+  }
+
+  async multihead(args: MultiheadArgs): Promise<Tensor> {
+    const { precision = this.#precision, ...rest } = requireArgs(args);
+    requirePrecision(this.info.backend, precision);
+    const withPrecision: MultiheadArgs = { ...rest, precision };
+    return (await this.#run('multihead', withPrecision, { out: rest.out })).out;
+  }
+
   async router(args: RouterArgs): Promise<Tensor> {
     return (await this.#run('router', args, { out: requireArgs(args).out })).out;
   }
@@ -153,6 +169,20 @@ export class NativeDevice implements Device {
 
   async project(args: ProjectArgs): Promise<ProjectResult> {
     return this.#run('project', requireArgs(args), { bevCenters: undefined, cameraCenters: undefined });
+  }
+
+  async deformable(args: DeformableArgs): Promise<Tensor> {
+    return (await this.#run('deformable', args, { out: requireArgs(args).out })).out;
+  }
+
+  async deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients> {
+    const names = { gradValue: undefined, gradSamplingLocations: undefined, gradAttentionWeights: undefined };
+    const grads = await this.#run('deformableBackward', requireArgs(args), names);
+    return {
+      value: grads.gradValue,
+      samplingLocations: grads.gradSamplingLocations,
+      attentionWeights: grads.gradAttentionWeights,
+    };
   }
 
   /** Small cases against the host; ERR_DEVICE with what differs. @internal */

@@ -2,10 +2,18 @@
  * A self-test of one device: every operation on small random inputs against the float64 reference, at the tolerances of
  * the package's contract.
  */
-import { TOLERANCES } from './conformance.js';
+import { DEFORMABLE_TOLERANCE } from './compare.js';
+import { GRADIENT_TOLERANCES, TOLERANCES } from './conformance.js';
+import { gradientsWithPath } from './gradients.js';
 import type { Device, Precision } from './device.js';
 import { normalFrom, randomSource } from './random.js';
-import { referenceAttention, referenceBias } from './reference.js';
+import {
+  referenceAttention,
+  referenceBackward,
+  referenceBias,
+  referenceDeformable,
+  referenceMultihead,
+} from './reference.js';
 import type { TensorLike } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
@@ -79,6 +87,29 @@ function attentionCase(
       out.dispose();
       lse.dispose();
       return error;
+    },
+  };
+}
+
+function backwardCase(name: string, shape: [number, number, number, number], bias: BiasTerm[]): Case {
+  const [b, h, q, k] = shape;
+  return {
+    name: `attentionBackward ${name}`,
+    tolerance: GRADIENT_TOLERANCES,
+    run: async (device) => {
+      const args = {
+        query: tensor([b, h, q, 32], normal),
+        key: tensor([b, h, k, 32], normal),
+        value: tensor([b, h, k, 32], normal),
+        gradOut: tensor([b, h, q, 32], normal),
+        bias,
+      };
+      using gradients = await device.attentionBackward(args);
+      const want = referenceBackward(args);
+      const errors = gradientsWithPath(gradients).map(([path, { data }]) =>
+        relativeError(data, want[path] ?? []),
+      );
+      return Math.max(...errors);
     },
   };
 }
@@ -203,6 +234,58 @@ function alibi(heads: number): BiasTerm[] {
   return [{ type: 'alibi', slopes }, { type: 'causal' }];
 }
 
+const linearCase: Case = {
+  name: 'linear',
+  tolerance: always(1e-5),
+  run: async (device) => {
+    const [input, weight, bias] = [
+      tensor([2, 35, 50], normal),
+      tensor([70, 50], normal),
+      tensor([70], normal),
+    ];
+    using out = await device.linear({ input, weight, bias });
+    const want = Float64Array.from(out.data, (_, i) => {
+      const [row, n] = [Math.floor(i / 70), i % 70];
+      let sum = bias.data[n] ?? NaN;
+      for (let e = 0; e < 50; e++)
+        sum += (input.data[row * 50 + e] ?? NaN) * (weight.data[n * 50 + e] ?? NaN);
+      return sum;
+    });
+    return relativeError(out.data, want);
+  },
+};
+
+function multiheadCase(
+  name: string,
+  [b, heads, q, k]: [number, number, number, number],
+  features: number,
+  bias: BiasTerm[],
+): Case {
+  return {
+    name: `multihead ${name}`,
+    tolerance: GRADIENT_TOLERANCES,
+    run: async (device) => {
+      const weight = (): number => normal() / Math.sqrt(features);
+      const args = {
+        query: tensor([b, q, features], normal),
+        key: tensor([b, k, features], normal),
+        value: tensor([b, k, features], normal),
+        queryPos: tensor([b, q, features], normal),
+        keyPos: tensor([b, k, features], normal),
+        heads,
+        inProjWeight: tensor([3 * features, features], weight),
+        inProjBias: tensor([3 * features], normal),
+        outProjWeight: tensor([features, features], weight),
+        outProjBias: tensor([features], normal),
+        bias,
+        identity: true,
+      };
+      using out = await device.multihead(args);
+      return relativeError(out.data, referenceMultihead(args));
+    },
+  };
+}
+
 const routerCase: Case = {
   name: 'router',
   tolerance: always(1e-5),
@@ -221,6 +304,35 @@ const routerCase: Case = {
       return 1 / (1 + Math.exp(-sum));
     });
     return relativeError(weights.data, want);
+  },
+};
+
+const routerBackwardCase: Case = {
+  name: 'routerBackward',
+  tolerance: always(1e-5),
+  run: async (device) => {
+    const [features, weight, bias] = [
+      tensor([1, 40, 8], normal),
+      tensor([2, 8], normal),
+      tensor([2], normal),
+    ];
+    const gradOut = tensor([1, 40, 2], normal);
+    using gradients = await device.routerBackward({ features, weight, bias, gradOut });
+    using weights = await device.router({ features, weight, bias });
+    const delta = Float64Array.from(
+      gradOut.data,
+      (grad, i) => grad * (weights.data[i] ?? NaN) * (1 - (weights.data[i] ?? NaN)),
+    );
+    const sum = (term: (row: number) => number): number =>
+      Array.from({ length: 40 }, (_, row) => term(row)).reduce((a, b) => a + b);
+    const wantWeight = Float64Array.from({ length: 16 }, (_, i) =>
+      sum((row) => (delta[row * 2 + Math.floor(i / 8)] ?? NaN) * (features.data[row * 8 + (i % 8)] ?? NaN)),
+    );
+    const wantBias = Float64Array.from({ length: 2 }, (_, m) => sum((row) => delta[row * 2 + m] ?? NaN));
+    return Math.max(
+      relativeError(gradients.weight.data, wantWeight),
+      relativeError(gradients.bias.data, wantBias),
+    );
   },
 };
 
@@ -255,6 +367,49 @@ const projectCase: Case = {
   },
 };
 
+/** Two levels, with samples inside and outside; `dim` picks a GPU's vectors or single channels. */
+function deformableArgs(dim: number) {
+  const [b, s, h, q, levels, p] = [2, 9 * 11 + 4 * 5, 3, 40, 2, 4];
+  return {
+    value: tensor([b, s, h, dim], normal),
+    spatialShapes: [
+      [9, 11],
+      [4, 5],
+    ] as const,
+    samplingLocations: tensor([b, q, h, levels, p, 2], () => 1.4 * random() - 0.2),
+    attentionWeights: tensor([b, q, h, levels, p], normal),
+    gradOut: tensor([b, q, h * dim], normal),
+  };
+}
+
+function deformableCase(dim: number): Case {
+  return {
+    name: `deformable of ${dim} channels`,
+    tolerance: always(DEFORMABLE_TOLERANCE),
+    run: async (device) => {
+      const { gradOut, ...args } = deformableArgs(dim);
+      using out = await device.deformable(args);
+      return relativeError(out.data, referenceDeformable({ ...args, gradOut }).out);
+    },
+  };
+}
+
+function deformableBackwardCase(dim: number, deterministic: boolean): Case {
+  return {
+    name: `deformable-backward of ${dim} channels${deterministic ? ', deterministic' : ''}`,
+    tolerance: always(DEFORMABLE_TOLERANCE),
+    run: async (device) => {
+      const args = deformableArgs(dim);
+      const grads = await device.deformableBackward({ ...args, deterministic });
+      const want = referenceDeformable(args);
+      const names = ['value', 'samplingLocations', 'attentionWeights'] as const;
+      const errors = names.map((name) => relativeError(grads[name].data, want[name]));
+      for (const name of names) grads[name].dispose();
+      return errors.some(Number.isNaN) ? NaN : Math.max(...errors);
+    },
+  };
+}
+
 const cases: Case[] = [
   attentionCase('plain', [2, 2, 50, 300], 32, []),
   attentionCase('AQR stack', [2, 2, 60, 240], 32, aqr(2, 60)),
@@ -265,8 +420,19 @@ const cases: Case[] = [
   chainCase,
   biasCase('AQR stack', [2, 1, 60, 240], aqr(2, 60)),
   biasCase('Swin', [8, 3, 16, 16], swin(3)),
+  backwardCase('AQR stack', [2, 2, 60, 240], aqr(2, 60)),
+  backwardCase('Swin', [8, 3, 16, 16], swin(3)),
+  backwardCase('ALiBi causal', [1, 4, 128, 128], alibi(4)),
+  linearCase,
+  multiheadCase('AQR stack', [2, 4, 60, 240], 64, aqr(2, 60)),
+  multiheadCase('Swin', [8, 3, 16, 16], 48, swin(3)),
   routerCase,
+  routerBackwardCase,
   projectCase,
+  deformableCase(32),
+  deformableCase(7),
+  deformableBackwardCase(32, false),
+  deformableBackwardCase(7, true),
 ];
 
 /** Runs all cases. `precision` is the device's. */

@@ -67,7 +67,20 @@ test('smoke passes on every instruction set, under 10 s', () => {
     const names = results
       .filter(({ device }) => device === `cpu ${level}`)
       .map(({ name }) => name.split(' ')[0]);
-    expect(new Set(names)).toEqual(new Set(['attention', 'bias', 'router', 'project']));
+    expect(new Set(names)).toEqual(
+      new Set([
+        'attention',
+        'attentionBackward',
+        'bias',
+        'linear',
+        'multihead',
+        'router',
+        'routerBackward',
+        'project',
+        'deformable',
+        'deformable-backward',
+      ]),
+    );
   }
   expect(cli(['smoke'])).toMatchObject({
     status: 0,

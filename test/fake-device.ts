@@ -1,10 +1,25 @@
-import type { AttentionArgs, BiasArgs, Device, ProjectArgs, RouterArgs } from '../lib/device.js';
+import type {
+  AttentionArgs,
+  BiasArgs,
+  DeformableArgs,
+  DeformableBackwardArgs,
+  Device,
+  MultiheadArgs,
+  ProjectArgs,
+  RouterArgs,
+} from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
 import type { Tensor } from '../lib/tensor.js';
 
 /** The arguments of an operation, with the operation's name. */
 export type Call =
-  ['attention', AttentionArgs] | ['bias', BiasArgs] | ['router', RouterArgs] | ['project', ProjectArgs];
+  | ['attention', AttentionArgs]
+  | ['bias', BiasArgs]
+  | ['multihead', MultiheadArgs]
+  | ['router', RouterArgs]
+  | ['project', ProjectArgs]
+  | ['deformable', DeformableArgs]
+  | ['deformableBackward', DeformableBackwardArgs];
 
 function tensor(value: number, shape: readonly number[]): Tensor {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value);
@@ -37,6 +52,10 @@ export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
       await note('bias', args);
       return tensor(3, [1, 1, 2, 5]) as Tensor<never>;
     },
+    multihead: async (args) => {
+      await note('multihead', args);
+      return tensor(7, [1, 2, 4]);
+    },
     router: async (args) => {
       await note('router', args);
       return tensor(4, [1, 2, 2]);
@@ -44,6 +63,15 @@ export function fakeDevice(failure?: Error): { device: Device; calls: Call[] } {
     project: async (args) => {
       await note('project', args);
       return { bevCenters: tensor(5, [1, 2, 2]), cameraCenters: tensor(6, [1, 2, 3]) };
+    },
+    deformable: async (args) => {
+      await note('deformable', args);
+      return tensor(7, [1, 2, 3]);
+    },
+    deformableBackward: async (args) => {
+      await note('deformableBackward', args);
+      const grad = tensor(8, [1, 2, 3]);
+      return { value: grad, samplingLocations: grad, attentionWeights: grad };
     },
     close: () => undefined,
   };

@@ -11,6 +11,14 @@ import type { ModalityTerm } from '../lib/terms.js';
 import { fakeDevice } from './fake-device.js';
 import { temporaryFolder } from './formats/temporary.js';
 
+const deformable = {
+  op: 'deformable',
+  tensors: 't.safetensors',
+  value: 'v',
+  spatialShapes: [[2, 3]],
+  samplingLocations: 'l',
+  attentionWeights: 'w',
+};
 const attention = { op: 'attention', tensors: 't.safetensors', query: 'q', key: 'k', value: 'v' };
 
 function refusal(job: unknown): string {
@@ -34,12 +42,18 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
     [[], 'job.json: expected an object for the job but received []'],
     [null, 'job.json: expected an object for the job but received null'],
-    [{}, 'job.json: expected one of attention, bias, router, project for op but received nothing'],
+    [
+      {},
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received nothing',
+    ],
     [
       { op: 'atention' },
-      'job.json: expected one of attention, bias, router, project for op but received "atention"',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received "atention"',
     ],
-    [{ op: 1 }, 'job.json: expected one of attention, bias, router, project for op but received 1'],
+    [
+      { op: 1 },
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received 1',
+    ],
     [
       { ...attention, tensors: undefined },
       'job.json: expected the path of a safetensors file for tensors but received nothing',
@@ -145,12 +159,28 @@ describe('parseJob refuses in one line that names the field, what it holds and w
       "job.json: expected a tensor's name for bias but received []",
     ],
     [
+      { ...deformable, spatialShapes: [[2, 3], [4]] },
+      'job.json: expected a list of two integers for spatialShapes[1] but received [4]',
+    ],
+    [
+      { ...deformable, spatialShapes: 6 },
+      'job.json: expected a list of [h, w] for spatialShapes but received 6',
+    ],
+    [
+      { ...deformable, gradOut: 'g' },
+      'job.json: expected a known field (op, tensors, value, spatialShapes, samplingLocations, attentionWeights) for gradOut but received "g"',
+    ],
+    [
+      { ...deformable, op: 'deformable-backward' },
+      "job.json: expected a tensor's name for gradOut but received nothing",
+    ],
+    [
       '{"op": "bias", "shape": [1, 1, 1, 1], "bias": [], "__proto__": {"x": 1}}',
       'job.json: expected a known field (op, tensors, shape, bias) for __proto__ but received {"x":1}',
     ],
     [
       '{"op": "constructor"}',
-      'job.json: expected one of attention, bias, router, project for op but received "constructor"',
+      'job.json: expected one of attention, attention-backward, bias, multihead, router, deformable, deformable-backward, project for op but received "constructor"',
     ],
   ])('%j', (job, sentence) => {
     expect(refusal(job)).toBe(sentence);
@@ -163,7 +193,7 @@ describe('parseJob refuses in one line that names the field, what it holds and w
   });
 
   test('long values are cut', () => {
-    expect(refusal({ op: 'x'.repeat(1000) }).length).toBeLessThan(200);
+    expect(refusal({ op: 'x'.repeat(1000) }).length).toBeLessThan(300);
   });
 });
 
@@ -244,7 +274,40 @@ describe('runJob', () => {
       bevShape: [6, 7],
     };
     expect(await run(project)).toEqual(['bevCenters', 'cameraCenters']);
-    expect(calls.map(([op]) => op)).toEqual(['bias', 'router', 'project']);
+    const sampled = { spatialShapes: [[2, 3]], value: 'q', samplingLocations: 'k', attentionWeights: 'w' };
+    expect(await run({ op: 'deformable', ...sampled })).toEqual(['out']);
+    expect(await run({ op: 'deformable-backward', ...sampled, gradOut: 'v', deterministic: true })).toEqual([
+      'grad_value',
+      'grad_samplingLocations',
+      'grad_attentionWeights',
+    ]);
+    expect(calls.map(([op]) => op)).toEqual([
+      'bias',
+      'router',
+      'project',
+      'deformable',
+      'deformableBackward',
+    ]);
+    expect(calls[3]?.[1]).toMatchObject({ spatialShapes: [[2, 3]] });
+    expect(calls[4]?.[1]).toMatchObject({ spatialShapes: [[2, 3]], deterministic: true });
+    const multihead = {
+      op: 'multihead',
+      query: 'q',
+      key: 'k',
+      value: 'k',
+      keyPos: 'w',
+      heads: 2,
+      inProjWeight: 'w',
+      outProjWeight: 'w',
+      bias: [{ type: 'causal' }],
+      identity: true,
+    };
+    expect(await run(multihead)).toEqual(['out']);
+    expect(calls[5]?.[0]).toBe('multihead');
+    const [q, k, w] = [tensors.q, tensors.k, tensors.w].map((tensor) => ({ ...tensor, dtype: 'float32' }));
+    const given = { query: q, key: k, value: k, keyPos: w, inProjWeight: w, outProjWeight: w };
+    const { bias, heads, identity } = multihead;
+    expect(calls[5]?.[1]).toEqual({ ...given, heads, bias, identity, signal: undefined });
     expect(calls[2]?.[1]).toMatchObject({
       pointCloudRange: [-1, -2, -3, 1, 2, 3.5],
       imageShape: [8, 9],

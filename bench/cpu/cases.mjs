@@ -1,8 +1,10 @@
 // The CPU's cases: those of cases.json that a CPU runs in a sensible time, each with the ways in which peers do the same.
 //
-// { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `from` names the case in cases.json, `ways`
-// are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at hand, 'none',
+// { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `kind` is the operation, `from` names the case in
+// cases.json, `ways` are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at hand, 'none',
 // 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
+// A case of kind 'deformable' or 'deformable-backward' has levels, queries, heads, points and channels; its shape is that of all
+// its outputs, and PyTorch's way is 'grid_sample'.
 import { loadCases, sizeOf } from '../cases.mjs';
 
 const attention = [
@@ -13,6 +15,9 @@ const attention = [
   { from: 'cmt LAM windows', ways: ['boolean'] },
   { from: 'Swin', ways: ['given', 'built'] },
 ];
+
+/** Projections round an attention, with positions of the keys and the query added to the output. */
+const multihead = [{ name: 'multihead', from: 'cmt modality', ways: ['given', 'built'] }];
 
 const bias = [
   { from: 'dense modality', ways: ['built'] },
@@ -37,11 +42,44 @@ export function cpuCases({ small = false } = {}) {
     const name = precision === 'f32' ? from : `${from}, ${precision}`;
     return { name, from, kind: 'attention', shape, bias: terms, precision, dtype: 'float32', ways, flops };
   });
+  const multiheadCases = multihead.map(({ name, from, ways }) => {
+    const { flops, ...same } = attentionCases.find((item) => item.name === from);
+    const [b, h, q, k, d] = same.shape;
+    const projections = 2 * b * (2 * q + 2 * k) * (h * d) ** 2;
+    return { ...same, name, kind: 'multihead', ways, flops: flops + projections };
+  });
   const biasCases = bias.map(({ from, dtype = 'float32', fresh = false, ways }) => {
     const { shape, bias: terms } = find(given.bias, from);
     const bytes = sizeOf(shape) * (dtype === 'float32' ? 4 : 2);
     const name = `${from}${dtype === 'float32' ? '' : ', bf16'}${fresh ? ', fresh memory' : ''}`;
     return { name, from, kind: 'bias', shape, bias: terms, dtype, fresh, ways, bytes };
   });
-  return { cases: [...attentionCases, ...biasCases], tensors: given.tensors };
+  const deformableCases = given.deformable.flatMap((item) => {
+    const { name, levels, queries, heads, points, channels } = item;
+    const samples = queries * heads * levels.length * points;
+    const values = levels.reduce((sum, level) => sum + sizeOf(level), 0) * heads * channels;
+    const common = {
+      ...item,
+      from: name,
+      bias: [],
+      precision: 'f32',
+      dtype: 'float32',
+      ways: ['grid_sample'],
+    };
+    const flops = 8 * samples * channels;
+    return [
+      { ...common, kind: 'deformable', shape: [1, queries, heads * channels], flops },
+      {
+        ...common,
+        name: `${name} backward`,
+        kind: 'deformable-backward',
+        shape: [values + 3 * samples],
+        flops: 2 * flops,
+      },
+    ];
+  });
+  return {
+    cases: [...attentionCases, ...multiheadCases, ...biasCases, ...deformableCases],
+    tensors: given.tensors,
+  };
 }

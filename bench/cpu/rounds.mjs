@@ -45,7 +45,7 @@ export function tolerance({ precision, dtype }, way) {
 export async function runCase(item, entries, { rounds, threads, folder, inputs }) {
   const message = { case: item, inputs, threads };
   const stride = Math.ceil(
-    sizeOf(item.kind === 'attention' ? item.shape.slice(0, 3) : item.shape) / MOST_COMPARED,
+    sizeOf(item.kind === 'bias' ? item.shape : item.shape.slice(0, 3)) / MOST_COMPARED,
   );
   const figures = [];
   const able = [];

@@ -11,6 +11,7 @@ from cases import dense, mask_mod, read_safetensors, score_mod, visible
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 attention = torch.nn.functional.scaled_dot_product_attention
+linear = torch.nn.functional.linear
 
 
 def fill_modality(mask, case, named):
@@ -28,6 +29,40 @@ def build(case, named, dtype):
     return dense(case, named, "cpu", dtype)
 
 
+def sample(case, value, locations, weights):
+    """Multi-scale deformable attention by grid_sample, a call a level."""
+    batch, queries, heads, _, points, _ = locations.shape
+    channels, samples, start = value.shape[3], [], 0
+    for index, (height, width) in enumerate(case["levels"]):
+        level = value[:, start : start + height * width].permute(0, 2, 3, 1)
+        level = level.reshape(batch * heads, channels, height, width)
+        start += height * width
+        grid = (2 * locations[:, :, :, index] - 1).transpose(1, 2).flatten(0, 1)
+        samples.append(torch.nn.functional.grid_sample(level, grid, align_corners=False))
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+    out = (torch.cat(samples, dim=-1) * weights).sum(-1)
+    return out.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def prepare_deformable(case, named):
+    names = ("value", "samplingLocations", "attentionWeights")
+    if case["kind"] == "deformable":
+        inputs = [named[name] for name in names]
+        return lambda: sample(case, *inputs).contiguous(), named["gradOut"].numel() * 4
+    with torch.inference_mode(False):
+        inputs = [named[name].clone().requires_grad_() for name in names]
+        grad_out = named["gradOut"].clone()
+        # Backward needs the forward's intermediate results, so that it is kept and only its gradient timed.
+        with torch.enable_grad():
+            out = sample(case, *inputs)
+
+    def backward():
+        with torch.inference_mode(False):
+            return torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
+
+    return backward, sum(tensor.numel() for tensor in inputs) * 4
+
+
 def compile_flex(case, named, qkv):
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -35,6 +70,19 @@ def compile_flex(case, named, qkv):
         raise ValueError("only terms that add")
     mod, compiled = score_mod(case, named, "cpu"), torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(*qkv, score_mod=mod)
+
+
+def multihead(case, named, mask):
+    """What torch.nn.functional.multi_head_attention_forward computes, with the bias given and the query added."""
+    query, key = named["query"], named["key"] + named["keyPos"]
+    weights, biases = named["inProjWeight"].chunk(3), named["inProjBias"].chunk(3)
+    inputs = (query, key, named["value"])
+    q, k, v = (
+        linear(x, w, b).unflatten(-1, (case["shape"][1], -1)).transpose(1, 2)
+        for x, w, b in zip(inputs, weights, biases)
+    )
+    heads = attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return query + linear(heads, named["outProjWeight"], named["outProjBias"])
 
 
 def prepare(message):
@@ -48,8 +96,15 @@ def prepare(message):
             return lambda: build(case, named, dtype), size
         out = torch.ones(1, 1, *case["shape"][2:4], dtype=dtype)
         return lambda: fill_modality(out, case, named), 0
+    if case["kind"].startswith("deformable"):
+        return prepare_deformable(case, named)
     qkv = [named[name] for name in ("query", "key", "value")]
     size = qkv[0].numel() * 4
+    if case["kind"] == "multihead":
+        if way == "built":
+            return lambda: multihead(case, named, build(case, named, torch.float32)), size
+        mask = build(case, named, torch.float32)
+        return lambda: multihead(case, named, mask), size
     if way == "bf16 given":
         mask, low = build(case, named, torch.bfloat16), [tensor.bfloat16() for tensor in qkv]
         return lambda: attention(*low, attn_mask=mask), size // 2
@@ -100,7 +155,10 @@ class Participant:
         return reply
 
     def output(self, message):
-        values = self.outputs[message["way"]].flatten()[:: message["stride"]].float().contiguous()
+        output = self.outputs[message["way"]]
+        if isinstance(output, tuple):
+            output = torch.cat([tensor.flatten() for tensor in output])
+        values = output.flatten()[:: message["stride"]].float().contiguous()
         values.numpy().tofile(message["path"])
         return {}
 

@@ -97,6 +97,13 @@ const term: z.ZodType<BiasTerm<TensorRef>> = z.discriminatedUnion(
 const terms = z.array(term, { error: 'a list of terms' });
 const tensors = z.string({ error: 'the path of a safetensors file' });
 
+const deformable = {
+  value: float,
+  spatialShapes: z.array(pair, { error: 'a list of [h, w]' }),
+  samplingLocations: float,
+  attentionWeights: float,
+};
+
 const operationSchemas = [
   fields({
     op: z.literal('attention'),
@@ -123,7 +130,31 @@ const operationSchemas = [
     shape: z.tuple([integer, integer, integer, integer], { error: '[B, H, Q, K], integers' }),
     bias: terms,
   }),
+  fields({
+    op: z.literal('multihead'),
+    tensors,
+    query: float,
+    key: float,
+    value: float,
+    queryPos: float.exactOptional(),
+    keyPos: float.exactOptional(),
+    heads: integer,
+    inProjWeight: float,
+    inProjBias: float.exactOptional(),
+    outProjWeight: float,
+    outProjBias: float.exactOptional(),
+    bias: terms.exactOptional(),
+    identity: boolean.exactOptional(),
+  }),
   fields({ op: z.literal('router'), tensors, features: float, weight: float, bias: float }),
+  fields({ op: z.literal('deformable'), tensors, ...deformable }),
+  fields({
+    op: z.literal('deformable-backward'),
+    tensors,
+    ...deformable,
+    gradOut: float,
+    deterministic: boolean.exactOptional(),
+  }),
   fields({
     op: z.literal('project'),
     tensors,

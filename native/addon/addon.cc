@@ -1,4 +1,5 @@
 // The module: what lib/native.ts loads (its NativeBinding describes these functions to TypeScript).
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -38,7 +39,10 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::release>("release"),
        InstanceMethod<&Environment::set_external_limit>("setExternalLimit"),
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
+       InstanceMethod<&Environment::reference_backward>("referenceBackward"),
        InstanceMethod<&Environment::reference_bias>("referenceBias"),
+       InstanceMethod<&Environment::reference_deformable>("referenceDeformable"),
+       InstanceMethod<&Environment::reference_multihead>("referenceMultihead"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
@@ -172,6 +176,32 @@ Napi::Value Environment::reference_attention(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value Environment::reference_backward(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceBackward", ErrorCode::kValue);
+    const BackwardCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const ReferenceGradients gradients = attention_bias::reference_backward(call.problem(&program));
+    Napi::Object result = Napi::Object::New(env);
+    const auto set = [&](const std::string& name, const std::vector<double>& values) {
+      Napi::Float64Array array = doubles(env, static_cast<int64_t>(values.size()));
+      std::copy(values.begin(), values.end(), array.Data());
+      result.Set(name, array);
+    };
+    set("query", gradients.query);
+    set("key", gradients.key);
+    set("value", gradients.value);
+    for (size_t i = 0; i < gradients.terms.size(); ++i) {
+      set(program->learnables()[i].tensor.name, gradients.terms[i]);
+    }
+    return result;
+  });
+}
+
 Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
@@ -183,6 +213,48 @@ Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
     const std::unique_ptr<Program> program = call.program();
     Napi::Float64Array out = doubles(env, element_count(bias_shape(*program), "out"));
     attention_bias::reference_bias(*program, out.Data());
+    return out;
+  });
+}
+
+Napi::Value Environment::reference_deformable(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceDeformable", ErrorCode::kValue);
+    const DeformableCall call(&fields);
+    const TensorView* grad_out = fields.tensor("gradOut");
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    const DeformableBackwardProblem problem = deformable_backward_problem(call.problem(), *grad_out);
+    const DeformableProblem& forward = problem.forward;
+    Napi::Float64Array out = doubles(env, forward.out_count()), value = doubles(env, forward.value_count()),
+                       locations = doubles(env, 2 * forward.samples()),
+                       weights = doubles(env, forward.samples());
+    attention_bias::reference_deformable(forward, out.Data());
+    reference_deformable_backward(problem, value.Data(), locations.Data(), weights.Data());
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("out", out);
+    result.Set("value", value);
+    result.Set("samplingLocations", locations);
+    result.Set("attentionWeights", weights);
+    return result;
+  });
+}
+
+Napi::Value Environment::reference_multihead(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceMultihead", ErrorCode::kValue);
+    const MultiheadCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const MultiheadProblem problem = call.problem(&program);
+    const Extent& e = problem.extent;
+    Napi::Float64Array out = doubles(env, element_count({e.batch, e.queries, problem.features}, "out"));
+    attention_bias::reference_multihead(problem, out.Data());
     return out;
   });
 }

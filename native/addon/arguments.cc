@@ -41,6 +41,20 @@ int64_t to_integer(Napi::Value value, const std::string& name) {
   return value.As<Napi::Number>().Int64Value();
 }
 
+// False unless it is an array of at most kMaxListed integers.
+bool read_integers(Napi::Value value, std::vector<int64_t>* result) {
+  if (!value.IsArray()) return false;
+  const Napi::Array array = value.As<Napi::Array>();
+  const uint32_t length = array.Length();
+  if (length > kMaxListed) return false;
+  for (uint32_t i = 0; i < length; ++i) {
+    const Napi::Value element = array.Get(i);
+    if (!is_integer(element)) return false;
+    result->push_back(element.As<Napi::Number>().Int64Value());
+  }
+  return true;
+}
+
 bool is_detached(Napi::Env env, napi_value buffer) {
   bool detached = false;  // a SharedArrayBuffer never is
   napi_is_detached_arraybuffer(env, buffer, &detached);
@@ -254,14 +268,27 @@ DType Fields::dtype(const char* name, const std::vector<DType>& choices) {
 std::vector<int64_t> Fields::integers(const char* name) {
   const Napi::Value value = required(name, "an array of integers");
   std::vector<int64_t> result;
-  bool good = value.IsArray() && value.As<Napi::Array>().Length() <= kMaxListed;
-  const uint32_t length = good ? value.As<Napi::Array>().Length() : 0;
-  for (uint32_t i = 0; good && i < length; ++i) {
-    const Napi::Value element = value.As<Napi::Array>().Get(i);
-    good = is_integer(element);
-    if (good) result.push_back(element.As<Napi::Number>().Int64Value());
+  if (!read_integers(value, &result)) {
+    throw expected(ErrorCode::kValue, "an array of integers", field(name), describe(value));
   }
-  if (!good) throw expected(ErrorCode::kValue, "an array of integers", field(name), describe(value));
+  return result;
+}
+
+std::vector<std::vector<int64_t>> Fields::integer_lists(const char* name) {
+  const Napi::Value value = required(name, "an array of arrays of integers");
+  if (!value.IsArray() || value.As<Napi::Array>().Length() > kMaxListed) {
+    throw expected(ErrorCode::kValue, "an array of at most 64 arrays of integers", field(name),
+                   describe(value));
+  }
+  std::vector<std::vector<int64_t>> result;
+  const uint32_t length = value.As<Napi::Array>().Length();
+  for (uint32_t i = 0; i < length; ++i) {
+    const Napi::Value element = value.As<Napi::Array>().Get(i);
+    if (!read_integers(element, &result.emplace_back())) {
+      throw expected(ErrorCode::kValue, "an array of integers", field(name) + "[" + std::to_string(i) + "]",
+                     describe(element));
+    }
+  }
   return result;
 }
 

@@ -82,6 +82,7 @@ class Fields {
   size_t choice(const char* name, const std::vector<const char*>& choices);
   DType dtype(const char* name, const std::vector<DType>& choices);
   std::vector<int64_t> integers(const char* name);
+  std::vector<std::vector<int64_t>> integer_lists(const char* name);
   std::vector<double> numbers(const char* name);
   Shape shape(const char* name);
   TensorView* tensor(const char* name);

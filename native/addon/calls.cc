@@ -14,6 +14,10 @@ double read_scale(Fields* arguments) {
   return scale;
 }
 
+Precision read_precision(Fields* arguments) {
+  return static_cast<Precision>(arguments->choice("precision", {"f32", "tf32", "bf16"}));
+}
+
 std::unique_ptr<Program> build(const Extent& extent, const std::vector<AddTerm>& terms) {
   auto program = std::make_unique<Program>(extent);
   for (const AddTerm& add : terms) add(program.get());
@@ -32,12 +36,58 @@ AttentionCall::AttentionCall(Fields* arguments)
       key(arguments->tensor("key")),
       value(arguments->tensor("value")),
       scale(read_scale(arguments)),
-      precision(static_cast<Precision>(arguments->choice("precision", {"f32", "tf32", "bf16"}))) {
+      precision(read_precision(arguments)) {
   if (arguments->has("bias")) terms = read_terms(arguments, "bias");
 }
 
 AttentionProblem AttentionCall::problem(std::unique_ptr<Program>* program) const {
   AttentionProblem problem = attention_problem(*query, *key, *value, scale);
+  problem.precision = precision;
+  *program = build(problem.extent, terms);
+  problem.bias = program->get();
+  return problem;
+}
+
+BackwardCall::BackwardCall(Fields* arguments)
+    : attention(arguments), grad_out(arguments->tensor("gradOut")) {}
+
+BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
+  BackwardProblem problem;
+  problem.attention = attention.problem(program);
+  require_grad_out(*grad_out, problem.attention);
+  problem.grad_out = grad_out->f32();
+  return problem;
+}
+
+DeformableCall::DeformableCall(Fields* arguments)
+    : value(arguments->tensor("value")),
+      sampling_locations(arguments->tensor("samplingLocations")),
+      attention_weights(arguments->tensor("attentionWeights")),
+      spatial_shapes(arguments->integer_lists("spatialShapes")) {}
+
+DeformableProblem DeformableCall::problem() const {
+  return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
+}
+
+MultiheadCall::MultiheadCall(Fields* arguments)
+    : tensors{arguments->tensor("query"),
+              arguments->tensor("key"),
+              arguments->tensor("value"),
+              arguments->optional_tensor("queryPos"),
+              arguments->optional_tensor("keyPos"),
+              arguments->tensor("inProjWeight"),
+              arguments->optional_tensor("inProjBias"),
+              arguments->tensor("outProjWeight"),
+              arguments->optional_tensor("outProjBias")},
+      heads(arguments->integer("heads")),
+      identity(arguments->boolean("identity", false)),
+      precision(read_precision(arguments)) {
+  if (arguments->has("bias")) terms = read_terms(arguments, "bias");
+}
+
+MultiheadProblem MultiheadCall::problem(std::unique_ptr<Program>* program) const {
+  MultiheadProblem problem = multihead_problem(tensors, heads);
+  problem.identity = identity;
   problem.precision = precision;
   *program = build(problem.extent, terms);
   problem.bias = program->get();
@@ -93,21 +143,17 @@ Compute read_attention(Fields* arguments, Outputs* outputs) {
 }
 
 Compute read_attention_backward(Fields* arguments, Outputs* outputs) {
-  const AttentionCall call(arguments);
-  const TensorView* grad_out = arguments->tensor("gradOut");
+  const BackwardCall call(arguments);
   const TensorView *out = arguments->optional_tensor("out"), *lse = arguments->optional_tensor("lse");
   if (!out != !lse) throw expected(ErrorCode::kValue, "both or none", "out and lse", "one of them");
   const bool of_terms = arguments->boolean("termGradients", true);
-  outputs->declare_place(arguments, call.query);
+  outputs->declare_place(arguments, call.attention.query);
   return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
     std::unique_ptr<Program> program;
-    BackwardProblem problem;
+    BackwardProblem problem = call.problem(&program);
     AttentionProblem& p = problem.attention;
-    p = call.problem(&program);
     check_values(backend, *program, abort);
     const Extent& e = p.extent;
-    require_grad_out(*grad_out, p);
-    problem.grad_out = grad_out->f32();
     if (out) {
       require_results(*out, *lse, p);
       p.out = static_cast<float*>(out->data);
@@ -138,6 +184,34 @@ Compute read_bias(Fields* arguments, Outputs* outputs) {
     problem.dtype = dtype;
     problem.out = outputs->take("out", bias_shape(*program), "[1|B, 1|H, Q, K]", dtype);
     backend->bias(problem, abort);
+  };
+}
+
+Compute read_linear(Fields* arguments, Outputs* outputs) {
+  const TensorView *input = arguments->tensor("input"), *weight = arguments->tensor("weight"),
+                   *bias = arguments->optional_tensor("bias");
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, input);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    LinearProblem problem = linear_problem(*input, *weight, bias);
+    Shape shape = input->shape;
+    shape.back() = problem.outputs;
+    problem.out = outputs->take("out", shape, "[.., N]");
+    backend->linear(problem, abort);
+  };
+}
+
+Compute read_multihead(Fields* arguments, Outputs* outputs) {
+  const MultiheadCall call(arguments);
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, call.tensors.query);
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    std::unique_ptr<Program> program;
+    MultiheadProblem problem = call.problem(&program);
+    check_values(backend, *program, abort);
+    const Extent& e = problem.extent;
+    problem.out = outputs->take("out", {e.batch, e.queries, problem.features}, "[B, Q, E]");
+    backend->multihead(problem, abort);
   };
 }
 
@@ -196,6 +270,37 @@ Compute read_project(Fields* arguments, Outputs* outputs) {
     problem.bev_centers = outputs->take("bevCenters", {problem.batch, problem.queries, 2}, "[B, Q, 2]");
     problem.camera_centers = outputs->take("cameraCenters", {problem.batch, problem.queries, 3}, "[B, Q, 3]");
     backend->project(problem, abort);
+  };
+}
+
+Compute read_deformable(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  outputs->declare("out", arguments);
+  outputs->declare_place(arguments, call.value);
+  return [call](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableProblem problem = call.problem();
+    problem.out = outputs->take("out", {problem.batch, problem.queries, problem.heads * problem.head_dim},
+                                "[B, Q, H·D]");
+    backend->deformable(problem, abort);
+  };
+}
+
+Compute read_deformable_backward(Fields* arguments, Outputs* outputs) {
+  const DeformableCall call(arguments);
+  const TensorView* grad_out = arguments->tensor("gradOut");
+  const bool deterministic = arguments->boolean("deterministic", false);
+  for (const char* name : {"gradValue", "gradSamplingLocations", "gradAttentionWeights"})
+    outputs->declare(name);
+  outputs->declare_place(arguments, call.value);
+  return [=](Backend* backend, Outputs* outputs, AbortFlag abort) {
+    DeformableBackwardProblem problem = deformable_backward_problem(call.problem(), *grad_out);
+    problem.deterministic = deterministic;
+    problem.grad_value = outputs->take("gradValue", call.value->shape, "[B, S, H, D]");
+    problem.grad_locations =
+        outputs->take("gradSamplingLocations", call.sampling_locations->shape, "[B, Q, H, L, P, 2]");
+    problem.grad_weights =
+        outputs->take("gradAttentionWeights", call.attention_weights->shape, "[B, Q, H, L, P]");
+    backend->deformable_backward(problem, abort);
   };
 }
 

@@ -27,13 +27,16 @@ Napi::Function Device::define(Napi::Env env) {
       env, "Device",
       {InstanceMethod<&Device::attention>("attention"),
        InstanceMethod<&Device::attention_backward>("attentionBackward"),
-       InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::router>("router"),
+       InstanceMethod<&Device::bias>("bias"), InstanceMethod<&Device::linear>("linear"),
+       InstanceMethod<&Device::multihead>("multihead"), InstanceMethod<&Device::router>("router"),
        InstanceMethod<&Device::router_backward>("routerBackward"),
-       InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::copy>("copy"),
-       InstanceMethod<&Device::prepare>("prepare"), InstanceMethod<&Device::self_test>("selfTest"),
-       InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::memory>("memory"),
-       InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::abort>("abort"),
-       InstanceMethod<&Device::close>("close"), InstanceMethod<&Device::info>("info")});
+       InstanceMethod<&Device::project>("project"), InstanceMethod<&Device::deformable>("deformable"),
+       InstanceMethod<&Device::deformable_backward>("deformableBackward"),
+       InstanceMethod<&Device::copy>("copy"), InstanceMethod<&Device::prepare>("prepare"),
+       InstanceMethod<&Device::self_test>("selfTest"), InstanceMethod<&Device::allocate>("allocate"),
+       InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
+       InstanceMethod<&Device::abort>("abort"), InstanceMethod<&Device::close>("close"),
+       InstanceMethod<&Device::info>("info")});
 }
 
 Device::Device(const Napi::CallbackInfo& info)
@@ -96,11 +99,21 @@ Napi::Value Device::attention_backward(const Napi::CallbackInfo& info) {
   return start(info, "attentionBackward", read_attention_backward);
 }
 Napi::Value Device::bias(const Napi::CallbackInfo& info) { return start(info, "bias", read_bias); }
+Napi::Value Device::linear(const Napi::CallbackInfo& info) { return start(info, "linear", read_linear); }
+Napi::Value Device::multihead(const Napi::CallbackInfo& info) {
+  return start(info, "multihead", read_multihead);
+}
 Napi::Value Device::router(const Napi::CallbackInfo& info) { return start(info, "router", read_router); }
 Napi::Value Device::router_backward(const Napi::CallbackInfo& info) {
   return start(info, "routerBackward", read_router_backward);
 }
 Napi::Value Device::project(const Napi::CallbackInfo& info) { return start(info, "project", read_project); }
+Napi::Value Device::deformable(const Napi::CallbackInfo& info) {
+  return start(info, "deformable", read_deformable);
+}
+Napi::Value Device::deformable_backward(const Napi::CallbackInfo& info) {
+  return start(info, "deformableBackward", read_deformable_backward);
+}
 
 Napi::Value Device::copy(const Napi::CallbackInfo& info) { return start(info, "copy", read_copy); }
 Napi::Value Device::prepare(const Napi::CallbackInfo& info) { return start(info, "prepare", read_prepare); }

@@ -35,9 +35,13 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value attention(const Napi::CallbackInfo& info);
   Napi::Value attention_backward(const Napi::CallbackInfo& info);
   Napi::Value bias(const Napi::CallbackInfo& info);
+  Napi::Value linear(const Napi::CallbackInfo& info);
+  Napi::Value multihead(const Napi::CallbackInfo& info);
   Napi::Value router(const Napi::CallbackInfo& info);
   Napi::Value router_backward(const Napi::CallbackInfo& info);
   Napi::Value project(const Napi::CallbackInfo& info);
+  Napi::Value deformable(const Napi::CallbackInfo& info);
+  Napi::Value deformable_backward(const Napi::CallbackInfo& info);
   Napi::Value copy(const Napi::CallbackInfo& info);
   // abort(id): a queued operation rejects at once, a running one between tiles, one that ended is left alone.
   void abort(const Napi::CallbackInfo& info);

@@ -41,7 +41,10 @@ class Environment : public Napi::Addon<Environment> {
   void release(const Napi::CallbackInfo& info);
   void set_external_limit(const Napi::CallbackInfo& info);
   Napi::Value reference_attention(const Napi::CallbackInfo& info);
+  Napi::Value reference_backward(const Napi::CallbackInfo& info);
   Napi::Value reference_bias(const Napi::CallbackInfo& info);
+  Napi::Value reference_deformable(const Napi::CallbackInfo& info);
+  Napi::Value reference_multihead(const Napi::CallbackInfo& info);
   Napi::Value measure_peaks(const Napi::CallbackInfo& info);
 
   static void teardown(void* environment);

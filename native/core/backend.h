@@ -4,6 +4,8 @@
 #include <memory>
 #include <string>
 
+#include "core/deformable.h"
+#include "core/multihead.h"
 #include "core/operations.h"
 #include "core/values.h"
 
@@ -70,9 +72,13 @@ class Backend {
   // Where `out` and `lse` are null it attends first.
   virtual void attention_backward(const BackwardProblem& problem, AbortFlag abort) = 0;
   virtual void bias(const BiasProblem& problem, AbortFlag abort) = 0;
+  virtual void linear(const LinearProblem& problem, AbortFlag abort) = 0;
+  virtual void multihead(const MultiheadProblem& problem, AbortFlag abort) = 0;
   virtual void router(const RouterProblem& problem, AbortFlag abort) = 0;
   virtual void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void project(const ProjectProblem& problem, AbortFlag abort) = 0;
+  virtual void deformable(const DeformableProblem& problem, AbortFlag abort) = 0;
+  virtual void deformable_backward(const DeformableBackwardProblem& problem, AbortFlag abort) = 0;
   virtual void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) = 0;
   // ERR_VALUE for the first check that fails, wherever the tensors are.
   virtual void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) = 0;

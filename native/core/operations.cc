@@ -6,17 +6,6 @@ namespace attention_bias {
 
 namespace {
 
-void require_rank(const TensorView& view, size_t rank, const char* letters, bool or_bf16 = false) {
-  if (view.dtype != DType::kFloat32 && !(or_bf16 && view.dtype == DType::kBfloat16)) {
-    throw expected(ErrorCode::kDtype, std::string(or_bf16 ? "float32 or bfloat16 " : "float32 ") + letters,
-                   view.name, std::string(dtype_name(view.dtype)) + " " + to_string(view.shape));
-  }
-  if (view.shape.size() != rank) {
-    throw expected(ErrorCode::kShape, std::string("shape ") + letters, view.name, to_string(view.shape));
-  }
-  element_count(view.shape, view.name);
-}
-
 std::array<int64_t, 2> size_pair(const std::vector<int64_t>& values, const char* name) {
   if (values.size() != 2 || values[0] < 1 || values[1] < 1) {
     throw expected(ErrorCode::kValue, "[h, w], integers of at least 1", name, to_string(values));

@@ -135,4 +135,64 @@ ReferenceGradients reference_backward(const BackwardProblem& problem) {
   return g;
 }
 
+namespace {
+
+// Calls f(sample, point, level, row of grad_out and out, first element of the head in pixel 0 of value) for
+// each sample.
+template <class F>
+void each_sample(const DeformableProblem& p, F f) {
+  int64_t sample = 0;
+  for (int64_t row = 0; row < p.rows() * p.heads; ++row) {
+    const int64_t b = row / p.heads / p.queries, h = row % p.heads;
+    const int64_t head = (b * p.pixels * p.heads + h) * p.head_dim;
+    for (const DeformableLevel& level : p.levels) {
+      for (int64_t i = 0; i < p.points; ++i, ++sample) {
+        const float* location = p.locations + 2 * sample;
+        f(sample, bilinear_point<double>(level, location[0], location[1]), level, row * p.head_dim, head);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void reference_deformable(const DeformableProblem& p, double* out) {
+  for (int64_t i = 0; i < p.out_count(); ++i) out[i] = 0;
+  const int64_t stride = p.heads * p.head_dim;
+  each_sample(p, [&](int64_t sample, const BilinearPoint<double>& point, const DeformableLevel&, int64_t row,
+                     int64_t head) {
+    if (point.inside == 0) return;
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      double corners[4];
+      for (int c = 0; c < 4; ++c) corners[c] = p.value.at(head + point.corner_pixel(c) * stride + d);
+      out[row + d] += p.weights[sample] * sample_point(point, corners).value;
+    }
+  });
+}
+
+void reference_deformable_backward(const DeformableBackwardProblem& backward, double* grad_value,
+                                   double* grad_locations, double* grad_weights) {
+  const DeformableProblem& p = backward.forward;
+  for (int64_t i = 0; i < p.value_count(); ++i) grad_value[i] = 0;
+  const int64_t stride = p.heads * p.head_dim;
+  each_sample(p, [&](int64_t sample, const BilinearPoint<double>& point, const DeformableLevel& level,
+                     int64_t row, int64_t head) {
+    const double weight = p.weights[sample];
+    double dots[4] = {0, 0, 0, 0};
+    for (int c = 0; c < 4; ++c) {
+      if (!point.has(c)) continue;
+      const int64_t at = head + point.corner_pixel(c) * stride;
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        const double gradient = backward.grad_out[row + d];
+        dots[c] += gradient * p.value.at(at + d);
+        grad_value[at + d] += weight * point.corner_weight(c) * gradient;
+      }
+    }
+    const PointSample<double> by_point = sample_point(point, dots);
+    grad_weights[sample] = by_point.value;
+    grad_locations[2 * sample] = weight * level.width * by_point.by_x;
+    grad_locations[2 * sample + 1] = weight * level.height * by_point.by_y;
+  });
+}
+
 }  // namespace attention_bias

@@ -77,6 +77,17 @@ void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, 
   }
 }
 
+void require_rank(const TensorView& view, size_t rank, const char* letters, bool or_bf16) {
+  if (view.dtype != DType::kFloat32 && !(or_bf16 && view.dtype == DType::kBfloat16)) {
+    throw expected(ErrorCode::kDtype, std::string(or_bf16 ? "float32 or bfloat16 " : "float32 ") + letters,
+                   view.name, std::string(dtype_name(view.dtype)) + " " + to_string(view.shape));
+  }
+  if (view.shape.size() != rank) {
+    throw expected(ErrorCode::kShape, std::string("shape ") + letters, view.name, to_string(view.shape));
+  }
+  element_count(view.shape, view.name);
+}
+
 void require_extent(const Extent& e, const std::string& name) {
   const Shape shape = {e.batch, e.heads, e.queries, e.keys};
   element_count(shape, name);

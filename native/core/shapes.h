@@ -51,6 +51,10 @@ inline Dim one_or(int64_t size) { return {size, true}; }
 // H, Q, D]".
 void require(const TensorView& view, DType dtype, const std::vector<Dim>& dims, const char* letters);
 
+// ERR_DTYPE, or ERR_SHAPE unless `view` is float32 (or bfloat16 where that may be) of that rank, no dimension
+// empty.
+void require_rank(const TensorView& view, size_t rank, const char* letters, bool or_bf16 = false);
+
 // Of query, key and value, and the rank of a lowRank term.
 constexpr int64_t kMaxHeadDim = 8192;
 

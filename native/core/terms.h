@@ -780,6 +780,28 @@ struct RelativePositionTerm {
     const int32_t y = token / width, x = token - y * width;
     return (y - c.y + height - 1) * (2 * width - 1) + x - c.x + width - 1;
   }
+  AB_HD int32_t rows() const { return (2 * height - 1) * (2 * width - 1) + (cls_token ? 3 : 0); }
+  // index() backwards: the queries that have row i of the table with key `c`.
+  AB_HD QueryRange queries_of(const Column& c, int32_t i, int32_t queries) const {
+    const int32_t columns = 2 * width - 1, pairs = (2 * height - 1) * columns;
+    if (i >= pairs) {
+      if (i == (c.y < 0 ? pairs + 2 : pairs)) return {0, 1};
+      return {1, c.y < 0 && i == pairs + 1 ? queries : 1};
+    }
+    const int32_t y = c.y + i / columns - (height - 1), x = c.x + i % columns - (width - 1);
+    if (c.y < 0 || y < 0 || y >= height || x < 0 || x >= width) return {0, 0};
+    const int32_t q = y * width + x + (cls_token ? 1 : 0);
+    return {q, q + 1};
+  }
+  // Rows [*begin, *end) of the table, with the last three where there is a class token, are those of all
+  // pairs of a tile.
+  AB_HD void rows_of(const Tile& t, int32_t* begin, int32_t* end) const {
+    const int32_t first = cls_token ? 1 : 0, columns = 2 * width - 1;
+    const int32_t least = max_i32(t.q0 - first, 0) / width - max_i32(t.k1 - 1 - first, 0) / width;
+    const int32_t most = max_i32(t.q1 - 1 - first, 0) / width - max_i32(t.k0 - first, 0) / width;
+    *begin = (least + height - 1) * columns;
+    *end = (most + height) * columns;
+  }
   template <class Real>
   AB_HD Real value(const Column& c, int32_t q) const {
     return static_cast<Real>(c.table[index(c, q) * heads]);

@@ -34,8 +34,10 @@ struct Isa {
         isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
         isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
         isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
-        isa::backward, isa::bias_rows, isa::bias_copies, isa::peak_fma, isa::peak_bf16, isa::peak_fill,  \
-        isa::peak_read                                                                                   \
+        isa::backward, isa::linear_panels, isa::packed_weight_floats, isa::pack_weight,                  \
+        isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies, isa::peak_fma,        \
+        isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,                  \
+        isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient              \
   }
 
 // Best last.
@@ -159,6 +161,15 @@ constexpr int64_t kShortRowsPerThread = 4;
 constexpr int64_t kLeastAlike = 4;
 constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 
+// Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
+constexpr int64_t kMostDeformableRun = 64;
+constexpr int64_t kLeastChannels = 16;
+// Rows of a linear layer that pass by its panels together: they stay in L2, and are multiples of a kernel's
+// tile.
+constexpr int64_t kLinearRows = 96, kLeastLinearRows = 6;
+constexpr int64_t kPackAlone = 128 * 1024;  // weights that are packed before another thread has woken up
+constexpr int64_t kLinearRunFloats = 128 * 1024;  // of their features: 512 KB
+
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {
   const Term* terms = p.bias->term_data();
@@ -197,6 +208,11 @@ void merge(const float* partial, const SoftmaxState* states, int64_t stride, int
   const float scale = output_scale(joined);
   for (int64_t d = 0; d < value_dim; ++d) out[d] *= scale;
   *lse = log_sum_exp(joined);
+}
+
+void require_precision(Precision precision) {
+  if (precision != Precision::kTf32) return;
+  throw expected(ErrorCode::kValue, "\"f32\" or \"bf16\"", "precision on the cpu backend", "\"tf32\"");
 }
 
 }  // namespace
@@ -369,6 +385,19 @@ struct Backend::State {
     return finite;
   }
 
+  // Deformable attention, or with `backward` its gradients that each query has of its own.
+  void deformable_rows(const DeformableProblem& p, const DeformableBackwardProblem* backward,
+                       AbortFlag abort) {
+    const auto rows = backward ? isa.kernels.deformable_gradient_rows : isa.kernels.deformable_rows;
+    const int64_t floats = isa.kernels.deformable_scratch_floats(p);
+    const int64_t rows_run =
+        std::clamp<int64_t>(p.rows() / (pool.size() * kPiecesPerThread), 1, kMostDeformableRun);
+    run(ceil_div(p.rows(), rows_run), abort, [&](int64_t item, int worker) {
+      rows({&p, backward, item * rows_run, std::min(p.rows(), (item + 1) * rows_run),
+            scratch[static_cast<size_t>(worker)].floats(floats)});
+    });
+  }
+
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
@@ -378,6 +407,8 @@ struct Backend::State {
   Scratch forward;  // out and lse, for gradients
   Scratch partial;
   Scratch widened[3];  // query, key and value
+  Scratch packed;      // a linear layer's weights
+  Scratch between[5];  // the members of MultiheadMemory
 };
 
 Backend::Backend(int threads, const std::string& isa) {
@@ -452,9 +483,7 @@ BackendInfo Backend::info() const {
 
 void Backend::attention(const AttentionProblem& given, AbortFlag abort) {
   const AttentionProblem p = state_->in_f32(given, abort);
-  if (p.precision == Precision::kTf32) {
-    throw expected(ErrorCode::kValue, "\"f32\" or \"bf16\"", "precision on the cpu backend", "\"tf32\"");
-  }
+  require_precision(p.precision);
   if (p.bias) {
     const KeyBound bound = p.bias->key_bound();
     if (gathers(p.extent, bound)) return state_->gather(p, bound, abort);
@@ -541,6 +570,7 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   AttentionProblem& p = problem.attention;
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads;
+  p.precision = Precision::kF32;  // of gradients at every precision
   if (!p.out) {
     p.out = s.forward.floats(rows * e.queries * (p.value_dim + 1));
     p.lse = p.out + rows * e.queries * p.value_dim;
@@ -699,6 +729,52 @@ void Backend::bias(const BiasProblem& p, AbortFlag abort) {
   });
 }
 
+void Backend::linear(const LinearProblem& p, AbortFlag abort) {
+  State& s = *state_;
+  const Kernels& kernels = s.isa.kernels;
+  const int64_t panels = kernels.linear_panels(p);
+  float* const packed = s.packed.floats(kernels.packed_weight_floats(p));
+  if (p.outputs * p.features <= kPackAlone) {
+    for (int64_t panel = 0; panel < panels; ++panel) kernels.pack_weight(p, panel, packed);
+  } else {
+    s.run(panels, abort, [&](int64_t panel, int) { kernels.pack_weight(p, panel, packed); });
+  }
+
+  const int64_t fit = kLinearRunFloats / p.features / kLeastLinearRows * kLeastLinearRows;
+  const int64_t run = std::clamp(fit, kLeastLinearRows, kLinearRows);
+  const int64_t runs = ceil_div(p.rows(), run);
+  // Panels are shared out as well where runs are few.
+  const int64_t wanted = s.pool.size() == 1 ? 1 : s.pool.size() * kPiecesPerThread;
+  const int64_t panel_run = ceil_div(panels, std::min(panels, ceil_div(wanted, runs)));
+  const int64_t panel_runs = ceil_div(panels, panel_run);
+  const int64_t scratch_floats = kernels.linear_scratch_floats(p, run);
+  s.run(runs * panel_runs, abort, [&](int64_t item, int worker) {
+    LinearTask task = {};
+    task.problem = &p;
+    task.packed = packed;
+    task.row0 = item / panel_runs * run;
+    task.row1 = std::min(p.rows(), task.row0 + run);
+    task.panel0 = item % panel_runs * panel_run;
+    task.panel1 = std::min(panels, task.panel0 + panel_run);
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+    kernels.linear(task);
+  });
+}
+
+void Backend::multihead(const MultiheadProblem& p, AbortFlag abort) {
+  require_precision(p.precision);
+  Scratch* const between = state_->between;
+  const MultiheadSizes sizes = multihead_sizes(p);
+  const MultiheadParts parts = multihead_parts(
+      p, {between[0].floats(sizes.query), between[1].floats(sizes.key), between[2].floats(sizes.value),
+          between[3].floats(sizes.attended), between[4].floats(sizes.lse)});
+  linear(parts.query, abort);
+  linear(parts.key, abort);
+  linear(parts.value, abort);
+  attention(parts.attention, abort);
+  linear(parts.out, abort);
+}
+
 namespace {
 
 // Calls f(row, output, features·weight + bias) for some of the router's rows.
@@ -765,6 +841,45 @@ void Backend::project(const ProjectProblem& p, AbortFlag abort) {
       project_point(geometry, p.reference_points + i * 3, p.lidar2img + i / p.queries * p.views * 16,
                     p.bev_centers + i * 2, p.camera_centers + i * 3);
     }
+  });
+}
+
+void Backend::deformable(const DeformableProblem& p, AbortFlag abort) {
+  state_->deformable_rows(p, nullptr, abort);
+}
+
+// In two passes, since the gradients by locations and weights are each one query's, and that by value is
+// summed over queries: there a task owns what it writes, so that the order of sums is fixed.
+void Backend::deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) {
+  State& s = *state_;
+  const DeformableProblem& f = p.forward;
+  s.deformable_rows(f, &p, abort);
+
+  constexpr int64_t kFill = 256 * 1024;
+  s.run(ceil_div(f.value_count(), kFill), abort, [&](int64_t item, int) {
+    std::fill(p.grad_value + item * kFill, p.grad_value + std::min(f.value_count(), (item + 1) * kFill),
+              0.0f);
+  });
+  // Levels have as many samples each, whatever their size. Where they are too few for the threads, channels
+  // are divided too, each part locating the samples anew.
+  const int64_t parts = f.batch * f.heads * f.level_count(), threads = s.pool.size();
+  const int64_t most = ceil_div(f.head_dim, kLeastChannels);
+  const int64_t slices = threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(2 * threads, parts), 1, most);
+  const int64_t channels = ceil_div(most, slices) * kLeastChannels;
+  const int64_t channel_runs = ceil_div(f.head_dim, channels);
+  const int64_t floats = s.isa.kernels.deformable_scratch_floats(f);
+  s.run(parts * channel_runs, abort, [&](int64_t item, int worker) {
+    const int64_t d0 = item % channel_runs * channels, part = item / channel_runs;
+    DeformableLevelTask task = {};
+    task.backward = &p;
+    task.level = part % f.level_count();
+    task.h = part / f.level_count() % f.heads;
+    task.b = part / f.level_count() / f.heads;
+    task.d0 = d0;
+    task.d1 = std::min(f.head_dim, d0 + channels);
+    task.scratch = s.scratch[static_cast<size_t>(worker)].floats(floats);
+    task.abort = abort;
+    if (!s.isa.kernels.deformable_value_gradient(task)) throw_aborted();
   });
 }
 

@@ -41,9 +41,13 @@ class Backend : public attention_bias::Backend {
   void attention(const AttentionProblem& problem, AbortFlag abort) override;
   void attention_backward(const BackwardProblem& problem, AbortFlag abort) override;
   void bias(const BiasProblem& problem, AbortFlag abort) override;
+  void linear(const LinearProblem& problem, AbortFlag abort) override;
+  void multihead(const MultiheadProblem& problem, AbortFlag abort) override;
   void router(const RouterProblem& problem, AbortFlag abort) override;
   void router_backward(const RouterBackwardProblem& problem, AbortFlag abort) override;
   void project(const ProjectProblem& problem, AbortFlag abort) override;
+  void deformable(const DeformableProblem& problem, AbortFlag abort) override;
+  void deformable_backward(const DeformableBackwardProblem& problem, AbortFlag abort) override;
   void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) override;
   void check_values(const std::vector<ValueCheck>& checks, AbortFlag abort) override;
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/deformable.h"
+#include "core/multihead.h"
 #include "core/operations.h"
 #include "core/softmax.h"
 
@@ -102,6 +104,32 @@ struct BackwardTask {
   AbortFlag abort;
 };
 
+// Queries [row0, row1) of deformable attention, flattened over batch rows.
+struct DeformableRows {
+  const DeformableProblem* problem;
+  const DeformableBackwardProblem* backward;  // of gradients; its forward is the problem
+  int64_t row0, row1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+};
+
+// The gradient of one level of value, of one batch row and head, by channels [d0, d1): all of it that the
+// queries add up to.
+struct DeformableLevelTask {
+  const DeformableBackwardProblem* backward;
+  int64_t b, h, level, d0, d1;
+  float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
+  AbortFlag abort;
+};
+
+// Rows [row0, row1) of a linear layer, flattened over batch and tokens, and panels [panel0, panel1) of its
+// outputs.
+struct LinearTask {
+  const LinearProblem* problem;
+  const float* packed;  // what pack_weight wrote of all panels
+  int64_t row0, row1, panel0, panel1;
+  float* scratch;  // 64-byte aligned, linear_scratch_floats() of that many rows long
+};
+
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs
 // and their sum (of the block of keys at hand, of those before, and what rounding lost), and three numbers.
 int64_t state_floats(const AttentionProblem& problem);
@@ -139,6 +167,12 @@ struct Kernels {
   int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
   // False when it saw the abort flag set.
   bool (*backward)(const BackwardTask& task);
+  // Weights of a linear layer are packed by panel of outputs, into memory aligned to 64 bytes.
+  int64_t (*linear_panels)(const LinearProblem& problem);
+  int64_t (*packed_weight_floats)(const LinearProblem& problem);
+  void (*pack_weight)(const LinearProblem& problem, int64_t panel, float* packed);
+  int64_t (*linear_scratch_floats)(const LinearProblem& problem, int64_t rows);
+  void (*linear)(const LinearTask& task);
 
   // Rows [row0, row1) of bias_shape(), flattened over batch, heads and queries.
   void (*bias_rows)(const BiasProblem& problem, int64_t row0, int64_t row1);
@@ -153,6 +187,13 @@ struct Kernels {
   int64_t (*peak_bf16)(int64_t rounds, float* sink);
   void (*peak_fill)(float* to, int64_t count, float value);
   float (*peak_read)(const float* from, int64_t count);
+
+  // Deformable attention; its gradients by sampling locations and attention weights, and by value. The last
+  // adds to grad_value, and returns false when it saw the abort flag set; grad_value is then undefined.
+  int64_t (*deformable_scratch_floats)(const DeformableProblem& problem);
+  void (*deformable_rows)(const DeformableRows& task);
+  void (*deformable_gradient_rows)(const DeformableRows& task);
+  bool (*deformable_value_gradient)(const DeformableLevelTask& task);
 };
 
 // The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
@@ -184,12 +225,21 @@ struct Kernels {
   bool attention_short(const ShortTask& task);                                        \
   int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
   bool backward(const BackwardTask& task);                                            \
+  int64_t linear_panels(const LinearProblem& problem);                                \
+  int64_t packed_weight_floats(const LinearProblem& problem);                         \
+  void pack_weight(const LinearProblem& problem, int64_t panel, float* packed);       \
+  int64_t linear_scratch_floats(const LinearProblem& problem, int64_t rows);          \
+  void linear(const LinearTask& task);                                                \
   void bias_rows(const BiasProblem& problem, int64_t row0, int64_t row1);             \
   void bias_copies(const BiasProblem& problem, int64_t b0, int64_t b1);               \
   int64_t peak_fma(int64_t rounds, float* sink);                                      \
   int64_t peak_bf16(int64_t rounds, float* sink);                                     \
   void peak_fill(float* to, int64_t count, float value);                              \
   float peak_read(const float* from, int64_t count);                                  \
+  int64_t deformable_scratch_floats(const DeformableProblem& problem);                \
+  void deformable_rows(const DeformableRows& task);                                   \
+  void deformable_gradient_rows(const DeformableRows& task);                          \
+  bool deformable_value_gradient(const DeformableLevelTask& task);                    \
   }
 AB_FOR_EACH_ISA(AB_DECLARE_KERNELS)
 #undef AB_DECLARE_KERNELS

@@ -59,6 +59,21 @@ AB_INLINE Vec load_part(const float* p, int32_t count) {
 #endif
 }
 
+// Stores the first `count` lanes, in [0, kLanes); nothing past them is written.
+AB_INLINE void store_part(float* p, Vec v, int32_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif defined(__AVX__)
+  const VecInt lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  _mm256_maskstore_ps(p, (__m256i)(lane < count), (__m256)v);
+#else
+  static_assert(kLanes == 4, "as many cases as lanes");
+  if (count > 0) p[0] = v[0];
+  if (count > 1) p[1] = v[1];
+  if (count > 2) p[2] = v[2];
+#endif
+}
+
 // Lane i is the sum of the lanes of rows[i]: a transposition whose every step adds.
 AB_INLINE Vec lane_sums(const Vec* rows) {
 #if defined(__AVX512F__)

@@ -34,7 +34,7 @@ constexpr int kMaxPanels = 1 + kMaxTerms;
 // A square of kLanes queries and dims, transposed: the first `count` queries and `dims` dims of it are there.
 // Squares that are whole are worth their own code: without it half of a transposition's time went into
 // comparing counts.
-template <bool kWhole>
+template <bool kWhole, int kStride = kQueries>
 AB_INLINE void pack_square(const float* rows, int64_t stride, int32_t count, int32_t dims, float scale,
                            float* packed) {
   Vec square[kLanes];
@@ -50,7 +50,7 @@ AB_INLINE void pack_square(const float* rows, int64_t stride, int32_t count, int
   transpose(square);
 #pragma GCC unroll 16
   for (int32_t i = 0; i < kLanes; ++i) {
-    if (kWhole || i < dims) store(packed + i * kQueries, square[i]);
+    if (kWhole || i < dims) store(packed + i * kStride, square[i]);
   }
 }
 

@@ -1,9 +1,26 @@
-// One row of attention: parts of keys joined.
+// One row of attention: read, and parts of keys joined.
 #pragma once
 
 #include "cuda/attention_kernel.cuh"
 
 namespace attention_bias::cuda {
+
+// Columns [column, column + 4) of a row, zeros past its end.
+AB_DEVICE Float4 load_columns(const HeadRows& rows, int64_t row, int column, int columns) {
+  const int64_t at = row * columns + column;
+  if (column + 4 <= columns && columns % 4 == 0) {  // then every row starts at a multiple of four
+    if (rows.dtype != DType::kBfloat16) return load_16(rows.f32() + at);
+    uint16_t bits[4];
+    load_8(bits, rows.bf16() + at);
+    return {bf16_to_float(bits[0]), bf16_to_float(bits[1]), bf16_to_float(bits[2]), bf16_to_float(bits[3])};
+  }
+  Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (column < columns) x.x = rows.at(at);
+  if (column + 1 < columns) x.y = rows.at(at + 1);
+  if (column + 2 < columns) x.z = rows.at(at + 2);
+  if (column + 3 < columns) x.w = rows.at(at + 3);
+  return x;
+}
 
 // Joins `splits` parts of a row into its result, a warp: states[i·state_stride] and
 // partial[i·partial_stride].

@@ -8,12 +8,15 @@
 #include <string>
 
 #include "cuda/attention_launch.cuh"
+#include "cuda/backward_launch.cuh"
 #include "cuda/bias_kernel.cuh"
 #include "cuda/check_kernel.cuh"
 #include "cuda/cuda.h"
+#include "cuda/deformable_launch.cuh"
 #include "cuda/device_program.cuh"
 #include "cuda/gather_launch.cuh"
 #include "cuda/head_tensor.cuh"
+#include "cuda/linear_launch.cuh"
 #include "cuda/merge_kernel.cuh"
 #include "cuda/project_kernel.cuh"
 #include "cuda/router_kernel.cuh"
@@ -62,78 +65,83 @@ class CudaBackend : public Backend {
     return runtime_;
   }
 
-  void attention_backward(const BackwardProblem&, AbortFlag) override {
-    throw Error(ErrorCode::kDevice, "attentionBackward has no CUDA kernels yet: open({ device: 'cpu' })");
-  }
-
   void attention(const AttentionProblem& p, AbortFlag abort) override {
     Work work = begin(abort);
+    attend(&work, p);
+    end(&work);
+  }
+
+  void linear(const LinearProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    LinearProblem a = p;
+    a.out = work.output(p.out, p.rows() * p.outputs);
+    apply(&work, a);
+    end(&work);
+  }
+
+  void multihead(const MultiheadProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    const MultiheadSizes sizes = multihead_sizes(p);
+    const MultiheadMemory memory = {work.allocate<float>(sizes.query), work.allocate<float>(sizes.key),
+                                    work.allocate<float>(sizes.value), work.allocate<float>(sizes.attended),
+                                    work.allocate<float>(sizes.lse)};
+    MultiheadProblem a = p;
+    a.out = work.output(p.out, sizes.query);
+    const MultiheadParts parts = multihead_parts(a, memory);
+    // Each projection computes while the next one's inputs are copied.
+    for (const LinearProblem* linear : {&parts.query, &parts.key, &parts.value}) apply(&work, *linear);
+    attend(&work, parts.attention);
+    apply(&work, parts.out);
+    end(&work);
+  }
+
+  void attention_backward(const BackwardProblem& problem, AbortFlag abort) override {
+    Work work = begin(abort);
+    const AttentionProblem& p = problem.attention;
     const Extent& e = p.extent;
-    const int64_t heads = e.batch * e.heads;
-    const DeviceProgram program(&work, p.bias);
+    const int64_t heads = e.batch * e.heads, rows = heads * e.queries;
     HeadTensor query(&work, p.query, heads, e.queries, p.head_dim);
     HeadTensor key(&work, p.key, heads, e.keys, p.head_dim, &query);
     HeadTensor value(&work, p.value, heads, e.keys, p.value_dim, &key);
-    const int64_t out_floats = heads * e.queries * p.value_dim;
+    for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
 
-    AttentionArguments a = sizes_of(p);
-    a.query = query.in_f32();
+    double forward_ms = 0;
+    const float *out = nullptr, *lse = nullptr;
+    if (p.out) {
+      out = work.input(p.out, rows * p.value_dim);
+      lse = work.input(p.lse, rows);
+    } else {
+      // Of the tensors on the device, in float32, as scores are computed again.
+      AttentionProblem forward = p;
+      forward.query = query.as_given();
+      forward.key = key.as_given();
+      forward.value = value.as_given();
+      forward.precision = Precision::kF32;
+      out = forward.out = work.allocate<float>(rows * p.value_dim);
+      lse = forward.lse = work.allocate<float>(rows);
+      attention(forward, abort);
+      forward_ms = kernel_ms_;
+    }
+    const DeviceProgram program(&work, p.bias);
+    BackwardArguments a = {};
+    a.query = query.as_given();
     a.key = key.as_given();
     a.value = value.as_given();
-    a.out = work.output(p.out, out_floats);
-    a.lse = work.output(p.lse, heads * e.queries);
+    a.grad_out = work.input(problem.grad_out, rows * p.value_dim);
+    a.lse = lse;
     a.terms = program.terms();
     a.term_count = program.count();
-    if (gathers(p)) {
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
-      work.start();
-      query.convert(0, heads);
-      launch_gather(runtime_.get(), p, a);
-      return end(&work);
-    }
-    if (p.precision == Precision::kBf16) {
-      a.key_bf16 = key.in_padded_bf16();
-      a.value_bf16 = value.in_padded_bf16();
-    } else {
-      a.key = {key.in_f32(), DType::kFloat32};
-      a.value = {value.in_f32(), DType::kFloat32};
-    }
-    const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
-    a.keys_per_split = cut.keys_per_split;
-    AttentionArguments parts = a;
-    if (cut.splits > 1) {
-      parts.out = work.allocate<float>(cut.splits * out_floats);
-      parts.states = work.allocate<SoftmaxState>(cut.splits * heads * e.queries);
-    }
-
-    // Inputs of the host's come in pieces of some heads, each computed while the next is copied.
-    constexpr int64_t kPieceBytes = 2 * Staging::kBytes;
-    const int64_t head_bytes =
-        query.missing_head_bytes() + key.missing_head_bytes() + value.missing_head_bytes();
-    const int64_t piece =
-        head_bytes == 0 ? heads : std::min(heads, std::max<int64_t>(1, kPieceBytes / head_bytes));
-    for (int64_t first = 0; first < heads; first += piece) {
-      const int64_t end = std::min(heads, first + piece);
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(first, end);
-      if (first == 0) {
-        work.start();
-      } else {
-        work.order_kernels();
-      }
-      work.check_abort();
-      for (HeadTensor* tensor : {&query, &key, &value}) tensor->convert(first, end);
-      parts.first_row = first;
-      Grid grid = cut.grid;
-      grid.x = static_cast<int>(grid.x / heads * (end - first));
-      launch(p, grid, parts);
-    }
-    if (cut.splits > 1) {
-      const MergeArguments merge = {parts.out,         parts.states, a.out,       a.lse,
-                                    heads * e.queries, cut.splits,   a.value_dim, a.natural};
-      work.launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
-    }
-    work.launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+    a.rows = heads;
+    a.heads = e.heads;
+    a.queries = static_cast<int32_t>(e.queries);
+    a.keys = static_cast<int32_t>(e.keys);
+    a.head_dim = static_cast<int32_t>(p.head_dim);
+    a.value_dim = static_cast<int32_t>(p.value_dim);
+    a.scale = static_cast<float>(p.scale);
+    work.start();
+    launch_backward(&work, runtime_->multiprocessors(), problem, out, a);
     end(&work);
+    kernel_ms_ = kernel_ms_ + forward_ms;
   }
 
   void bias(const BiasProblem& p, AbortFlag abort) override {
@@ -206,6 +214,18 @@ class CudaBackend : public Backend {
     end(&work);
   }
 
+  void deformable(const DeformableProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable(&work, p);
+    end(&work);
+  }
+
+  void deformable_backward(const DeformableBackwardProblem& p, AbortFlag abort) override {
+    Work work = begin(abort);
+    launch_deformable_backward(&work, p);
+    end(&work);
+  }
+
   void copy(void* to, const void* from, int64_t bytes, AbortFlag abort) override {
     Work work = begin(abort);
     const bool to_device = work.on_device(to), from_device = work.on_device(from);
@@ -268,6 +288,89 @@ class CudaBackend : public Backend {
   void end(Work* work) {
     work->stop();
     kernel_ms_ = work->finish();
+  }
+
+  // Launches an attention, whose tensors may be the host's.
+  void attend(Work* work, const AttentionProblem& p) {
+    const Extent& e = p.extent;
+    const int64_t heads = e.batch * e.heads;
+    const DeviceProgram program(work, p.bias);
+    HeadTensor query(work, p.query, heads, e.queries, p.head_dim);
+    HeadTensor key(work, p.key, heads, e.keys, p.head_dim, &query);
+    HeadTensor value(work, p.value, heads, e.keys, p.value_dim, &key);
+    const int64_t out_floats = heads * e.queries * p.value_dim;
+
+    AttentionArguments a = sizes_of(p);
+    a.query = query.in_f32();
+    a.key = key.as_given();
+    a.value = value.as_given();
+    a.out = work->output(p.out, out_floats);
+    a.lse = work->output(p.lse, heads * e.queries);
+    a.terms = program.terms();
+    a.term_count = program.count();
+    if (gathers(p)) {
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(0, heads);
+      work->start();
+      query.convert(0, heads);
+      launch_gather(runtime_.get(), p, a);
+      return;
+    }
+    if (p.precision == Precision::kBf16) {
+      a.key_bf16 = key.in_padded_bf16();
+      a.value_bf16 = value.in_padded_bf16();
+    } else {
+      a.key = {key.in_f32(), DType::kFloat32};
+      a.value = {value.in_f32(), DType::kFloat32};
+    }
+    const AttentionCut cut = cut_attention(p, runtime_->multiprocessors());
+    a.keys_per_split = cut.keys_per_split;
+    AttentionArguments parts = a;
+    if (cut.splits > 1) {
+      parts.out = work->allocate<float>(cut.splits * out_floats);
+      parts.states = work->allocate<SoftmaxState>(cut.splits * heads * e.queries);
+    }
+
+    // Inputs of the host's come in pieces of some heads, each computed while the next is copied.
+    constexpr int64_t kPieceBytes = 2 * Staging::kBytes;
+    const int64_t head_bytes =
+        query.missing_head_bytes() + key.missing_head_bytes() + value.missing_head_bytes();
+    const int64_t piece =
+        head_bytes == 0 ? heads : std::min(heads, std::max<int64_t>(1, kPieceBytes / head_bytes));
+    for (int64_t first = 0; first < heads; first += piece) {
+      const int64_t end = std::min(heads, first + piece);
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->upload(first, end);
+      if (first == 0) {
+        work->start();
+      } else {
+        work->order_kernels();
+      }
+      work->check_abort();
+      for (HeadTensor* tensor : {&query, &key, &value}) tensor->convert(first, end);
+      parts.first_row = first;
+      Grid grid = cut.grid;
+      grid.x = static_cast<int>(grid.x / heads * (end - first));
+      launch(p, grid, parts);
+    }
+    if (cut.splits > 1) {
+      const MergeArguments merge = {parts.out,         parts.states, a.out,       a.lse,
+                                    heads * e.queries, cut.splits,   a.value_dim, a.natural};
+      work->launch(merge_kernel, grid_of(merge.rows, kMergeRows), kMergeThreads, size_t{0}, merge);
+    }
+    work->launch(repair_kernel, grid_of(heads * e.queries, 1), kRepairThreads, kRepairSharedBytes, a);
+  }
+
+  // Launches a linear layer, whose inputs may be the host's.
+  void apply(Work* work, LinearProblem p) {
+    const auto input = [&](const float* tensor, int64_t count) {
+      return tensor ? work->shared_input(tensor, count) : nullptr;
+    };
+    p.input = input(p.input, p.rows() * p.features);
+    p.position = input(p.position, p.rows() * p.features);
+    p.weight = input(p.weight, p.outputs * p.features);
+    p.bias = input(p.bias, p.outputs);
+    p.residual = input(p.residual, p.rows() * p.outputs);
+    work->start();
+    launch_linear(runtime_.get(), p);
   }
 
   void launch(const AttentionProblem& p, Grid grid, const AttentionArguments& a) {

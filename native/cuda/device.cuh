@@ -1,8 +1,9 @@
 // What kernels use of the device. Under nvcc each function is the instruction it names; compiled as plain C++
 // the same names are the emulator's twins (test/native/emulator.h), so a kernel runs in tests with no GPU.
 // Kernels name nothing else of CUDA: no threadIdx, no __syncthreads, no static __shared__. Blocks are
-// one-dimensional, a multiple of 32 threads, and every operation of a warp is one of all 32 lanes. There are
-// no atomics on purpose: sums that depend on the order of threads are not reproducible.
+// one-dimensional, a multiple of 32 threads, and every operation of a warp is one of all 32 lanes. Sums
+// that depend on the order of threads are not reproducible, so there is one atomic operation, for gradients
+// of which the caller was told.
 #pragma once
 
 #include <cstdint>
@@ -66,6 +67,7 @@ AB_DEVICE T shuffle(T value, int lane) {
 AB_DEVICE bool any_in_warp(bool value) { return __any_sync(kAllLanes, value) != 0; }
 // Bit i is what lane i passed.
 AB_DEVICE uint32_t ballot(bool value) { return __ballot_sync(kAllLanes, value); }
+AB_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 // A barrier too.
 AB_DEVICE bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
 
@@ -118,6 +120,21 @@ AB_DEVICE void store_16(void* address, const uint32_t (&words)[4]) {
 // To global memory, for what is not read again soon: first to leave the caches.
 AB_DEVICE void store_16_streaming(float* address, Float4 value) {
   __stcs(reinterpret_cast<float4*>(address), make_float4(value.x, value.y, value.z, value.w));
+}
+
+// Adds to global memory, in whatever order threads come; four floats at an address aligned to 16 bytes.
+AB_DEVICE void atomic_add(float* address, float value) { atomicAdd(address, value); }
+AB_DEVICE void atomic_add_16(float* address, Float4 value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
+               "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
+#else
+  atomicAdd(address, value.x);
+  atomicAdd(address + 1, value.y);
+  atomicAdd(address + 2, value.z);
+  atomicAdd(address + 3, value.w);
+#endif
 }
 
 // Four 8 × 8 matrices of 16 bits from shared memory, by a warp. Lane 8·m + r gives the address of row r of

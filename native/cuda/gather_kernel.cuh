@@ -33,23 +33,6 @@ constexpr size_t gather_shared_bytes(int64_t most_keys, int warps_per_row, int64
          kGatherWarps * (sizeof(SoftmaxState) + static_cast<size_t>(value_dim) * sizeof(float));
 }
 
-// Columns [column, column + 4) of a row, zeros past its end.
-AB_DEVICE Float4 load_columns(const HeadRows& rows, int64_t row, int column, int columns) {
-  const int64_t at = row * columns + column;
-  if (column + 4 <= columns && columns % 4 == 0) {  // then every row starts at a multiple of four
-    if (rows.dtype != DType::kBfloat16) return load_16(rows.f32() + at);
-    uint16_t bits[4];
-    load_8(bits, rows.bf16() + at);
-    return {bf16_to_float(bits[0]), bf16_to_float(bits[1]), bf16_to_float(bits[2]), bf16_to_float(bits[3])};
-  }
-  Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (column < columns) x.x = rows.at(at);
-  if (column + 1 < columns) x.y = rows.at(at + 1);
-  if (column + 2 < columns) x.z = rows.at(at + 2);
-  if (column + 3 < columns) x.w = rows.at(at + 3);
-  return x;
-}
-
 AB_DEVICE void add_product(Float4* sum, float factor, const Float4& x) {
   sum->x += factor * x.x;
   sum->y += factor * x.y;

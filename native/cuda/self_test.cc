@@ -17,6 +17,15 @@ std::vector<float> centred(int64_t count, int64_t seed) {
   return values;
 }
 
+double relative_error(const std::vector<float>& got, const std::vector<double>& want) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
 std::string compare_project(Backend* backend) {
   // One camera at the origin that looks along +x, focal length 1,000 pixels, and points all round it.
   constexpr int64_t kPoints = 1000;
@@ -79,12 +88,7 @@ std::string compare_attention(Backend* backend) {
   for (const auto& [precision, tolerance, name] : kPrecisions) {
     p.precision = precision;
     backend->attention(p, nullptr);
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < out.size(); ++i) {
-      difference += (out[i] - want[i]) * (out[i] - want[i]);
-      norm += want[i] * want[i];
-    }
-    const double error = std::sqrt(difference / norm);
+    const double error = relative_error(out, want);
     if (!(error <= tolerance)) {
       return std::string("attention in ") + name + " has an error of " + number(error) + ", more than " +
              number(tolerance);
@@ -93,12 +97,84 @@ std::string compare_attention(Backend* backend) {
   return "";
 }
 
+// Two levels under samples inside and outside, with every gradient and both ways of summing that by value.
+std::string compare_deformable(Backend* backend) {
+  constexpr int64_t kQueries = 50, kHeads = 2, kDim = 32, kPoints = 4, kPixels = 8 * 9 + 3 * 5;
+  constexpr int64_t kSamples = kQueries * kHeads * 2 * kPoints;
+  std::vector<float> value = centred(kPixels * kHeads * kDim, 1), locations = centred(2 * kSamples, 2),
+                     weights = centred(kSamples, 3), grad_out = centred(kQueries * kHeads * kDim, 4);
+  for (float& x : locations) x = 0.3f * x + 0.5f;
+  const auto view = [](std::vector<float>& data, Shape shape) {
+    return TensorView{data.data(), DType::kFloat32, std::move(shape), "self-test"};
+  };
+  DeformableBackwardProblem p = deformable_backward_problem(
+      deformable_problem(view(value, {1, kPixels, kHeads, kDim}), {{8, 9}, {3, 5}},
+                         view(locations, {1, kQueries, kHeads, 2, kPoints, 2}),
+                         view(weights, {1, kQueries, kHeads, 2, kPoints})),
+      view(grad_out, {1, kQueries, kHeads * kDim}));
+  std::vector<float> got[] = {grad_out, value, locations, weights};  // sizes are theirs
+  std::vector<double> want[4];
+  for (int i = 0; i < 4; ++i) want[i].resize(got[i].size());
+  reference_deformable(p.forward, want[0].data());
+  reference_deformable_backward(p, want[1].data(), want[2].data(), want[3].data());
+  p.forward.out = got[0].data();
+  p.grad_value = got[1].data();
+  p.grad_locations = got[2].data();
+  p.grad_weights = got[3].data();
+  backend->deformable(p.forward, nullptr);
+  for (const bool deterministic : {false, true}) {
+    p.deterministic = deterministic;
+    backend->deformable_backward(p, nullptr);
+    constexpr double kTolerance = 1e-5;
+    for (int i = 0; i < 4; ++i) {
+      const double error = relative_error(got[i], want[i]);
+      if (!(error <= kTolerance)) {
+        return std::string("deformable attention's ") +
+               (i == 0 ? "output" : "gradient " + std::to_string(i)) + " has an error of " + number(error) +
+               ", more than " + number(kTolerance);
+      }
+    }
+  }
+  return "";
+}
+
+// Two heads of 9 dims each, with positions, biases, a causal term and the query added.
+std::string compare_multihead(Backend* backend) {
+  constexpr int64_t kQueries = 70, kKeys = 90, kFeatures = 18;
+  std::vector<std::vector<float>> tensors;
+  const auto view = [&](Shape shape, float scale = 0.5f) {
+    tensors.push_back(centred(element_count(shape, "self-test"), static_cast<int64_t>(tensors.size())));
+    for (float& x : tensors.back()) x *= scale;
+    return TensorView{tensors.back().data(), DType::kFloat32, std::move(shape), "self-test"};
+  };
+  const TensorView query = view({1, kQueries, kFeatures}), query_pos = view({1, kQueries, kFeatures}),
+                   key = view({1, kKeys, kFeatures}), key_pos = view({1, kKeys, kFeatures}),
+                   in_weight = view({3 * kFeatures, kFeatures}, 0.2f), in_bias = view({3 * kFeatures}),
+                   out_weight = view({kFeatures, kFeatures}, 0.2f), out_bias = view({kFeatures});
+  MultiheadProblem p = multihead_problem(
+      {&query, &key, &key, &query_pos, &key_pos, &in_weight, &in_bias, &out_weight, &out_bias}, 2);
+  Program bias(p.extent);
+  bias.add_causal(Align::kBottomRight, "bias[0]");
+  p.bias = &bias;
+  p.identity = true;
+  std::vector<float> out(kQueries * kFeatures);
+  std::vector<double> want(out.size());
+  p.out = out.data();
+  reference_multihead(p, want.data());
+  backend->multihead(p, nullptr);
+  const double error = relative_error(out, want);
+  return error <= 1e-5 ? "" : "multihead has an error of " + number(error);
+}
+
 }  // namespace
 
 std::string compare_with_host(Backend* backend) {
   try {
-    const std::string project = compare_project(backend);
-    return project.empty() ? compare_attention(backend) : project;
+    for (const auto compare : {compare_project, compare_attention, compare_multihead, compare_deformable}) {
+      const std::string wrong = compare(backend);
+      if (!wrong.empty()) return wrong;
+    }
+    return "";
   } catch (const Error& error) {
     return error.what();
   }

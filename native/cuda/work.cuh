@@ -158,6 +158,15 @@ class Work {
     return copy;
   }
 
+  // The same of a tensor that stays as it is for the time of the work: one copy serves it in several roles.
+  const float* shared_input(const float* tensor, int64_t count) {
+    for (const Copy& made : copies_) {
+      if (made.tensor == tensor && made.count == count) return made.memory;
+    }
+    copies_.push_back({tensor, input(tensor, count), count});
+    return copies_.back().memory;
+  }
+
   // Where kernels write a tensor: itself, or memory that finish() copies there.
   template <class T>
   T* output(T* tensor, int64_t count) {
@@ -172,11 +181,12 @@ class Work {
   // Kernels that follow see what was uploaded so far.
   void order_kernels() { runtime_->order(Stream::kTransfer, Stream::kCompute); }
 
-  // Around the kernels.
+  // Before kernels that see what was uploaded so far; stop() after the last. Time begins with the first.
   void start() {
     check_abort();
     order_kernels();
-    runtime_->start_clock();
+    if (!started_) runtime_->start_clock();
+    started_ = true;
   }
   void stop() { runtime_->stop_clock(); }
 
@@ -202,6 +212,11 @@ class Work {
   }
 
  private:
+  struct Copy {
+    const float* tensor;
+    const float* memory;
+    int64_t count;
+  };
   struct Output {
     char* tensor;
     const void* memory;
@@ -214,7 +229,9 @@ class Work {
   Staging* staging_;
   AbortFlag abort_;
   std::vector<void*> memory_;
+  std::vector<Copy> copies_;
   std::vector<Output> outputs_;
+  bool started_ = false;
 };
 
 }  // namespace attention_bias::cuda

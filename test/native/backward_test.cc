@@ -10,67 +10,13 @@
 #include "check.h"
 #include "core/reference.h"
 #include "cpu/backend.h"
+#include "gradient_case.h"
 
 namespace attention_bias::test {
 namespace {
 
-constexpr double kTolerance = 1e-5;
-
 double greatest_error = 0;
 uint32_t seeds = 120;
-
-// The gradients' memory of a case, filled with what no gradient is.
-struct Gradients {
-  BackwardProblem problem;
-  std::vector<float> grad_out;
-  std::vector<std::vector<float>> grads;  // query, key, value, then learnables
-
-  Gradients(const Case& c, Random& r) {
-    problem.attention = c.problem;
-    problem.attention.out = problem.attention.lse = nullptr;
-    grad_out.resize(c.out.size());
-    for (float& x : grad_out) x = r.normal();
-    problem.grad_out = grad_out.data();
-    const AttentionProblem& p = c.problem;
-    const int64_t rows = p.extent.batch * p.extent.heads;
-    const auto add = [&](int64_t count) { grads.emplace_back(static_cast<size_t>(count), 123.0f); };
-    add(rows * p.extent.queries * p.head_dim);
-    add(rows * p.extent.keys * p.head_dim);
-    add(rows * p.extent.keys * p.value_dim);
-    for (const Learnable& l : p.bias->learnables()) add(element_count(l.tensor.shape, ""));
-    problem.grad_query = grads[0].data();
-    problem.grad_key = grads[1].data();
-    problem.grad_value = grads[2].data();
-    for (size_t i = 3; i < grads.size(); ++i) problem.grad_terms.push_back(grads[i].data());
-  }
-
-  std::string name(size_t i) const {
-    static const char* const kNames[] = {"query", "key", "value"};
-    return i < 3 ? kNames[i] : problem.attention.bias->learnables()[i - 3].tensor.name;
-  }
-};
-
-std::vector<std::vector<double>> reference(const BackwardProblem& problem) {
-  ReferenceGradients g = reference_backward(problem);
-  std::vector<std::vector<double>> all = {g.query, g.key, g.value};
-  all.insert(all.end(), g.terms.begin(), g.terms.end());
-  return all;
-}
-
-// Relative L2 error; the root mean square where the exact value is 0, which float64 may miss by its rounding.
-double error_of(const std::vector<float>& got, const std::vector<double>& want) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    if (std::isnan(want[i]) || std::isinf(want[i])) {
-      CHECK(!std::isfinite(got[i]));
-      continue;
-    }
-    difference += std::pow(got[i] - want[i], 2);
-    norm += want[i] * want[i];
-  }
-  const double n = static_cast<double>(want.size());
-  return std::sqrt(difference / (norm > 1e-20 * n ? norm : n));
-}
 
 void check_gradients(const Case& c, Random& r, double tolerance = kTolerance) {
   Gradients g(c, r);
@@ -212,29 +158,6 @@ void shared_tensors() {
   }
 }
 
-// What masks hide may hold anything.
-void hidden_nan() {
-  Random r(17);
-  for (const char* where : {"query", "key", "value", "none"}) {
-    context = std::string("NaN in a hidden ") + where;
-    auto c = make_case({1, 2, 60, 300}, 16, 24, r);
-    // Key 5 is hidden from all; query 7 sees nothing.
-    int64_t i = 0;
-    c->bias->add_mask(c->tensors.u8({1, 1, 60, 300}, "visible",
-                                    [&] {
-                                      const int64_t q = i / 300, k = i % 300;
-                                      ++i;
-                                      return static_cast<uint8_t>(k != 5 && q != 7);
-                                    }),
-                      "bias[0]");
-    c->bias->add_alibi(c->tensors.f32({2}, "slopes", [&] { return 0.01f; }), "bias[1]");
-    if (where[0] == 'q') floats(c->problem.query)[7 * 16 + 3] = kNan;
-    if (where[0] == 'k') floats(c->problem.key)[5 * 16 + 3] = kNan;
-    if (where[0] == 'v') floats(c->problem.value)[5 * 24 + 3] = kInf;
-    check_gradients(*c, r);
-  }
-}
-
 // out and lse that are given save the forward pass and change nothing.
 void given_results() {
   context = "given out and lse";
@@ -281,7 +204,7 @@ int main(int count, char** arguments) {
   random_stacks();
   shapes();
   shared_tensors();
-  hidden_nan();
+  hidden_nan([](const Case& c, Random& r) { check_gradients(c, r); });
   given_results();
   aborts();
   printf("greatest relative error of a gradient: %.3g\n", greatest_error);

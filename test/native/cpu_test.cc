@@ -14,6 +14,7 @@
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
 #include "cpu/scratch.h"
+#include "multihead_case.h"
 
 namespace attention_bias::test {
 namespace {
@@ -741,6 +742,132 @@ void great_biases() {
   }
 }
 
+// ---- linear layers and multi-head attention
+// -------------------------------------------------------------------------
+
+double greatest_linear_error = 0, greatest_multihead_error = 0;
+
+// Calls run(backend) on every instruction set, with 1, 2 and 3 threads.
+template <class Run>
+void on_every_backend(Run run) {
+  const std::string name = context;
+  for (const std::string& isa : cpu::supported_isas()) {
+    for (int threads = 1; threads <= 3; ++threads) {
+      context = name + ", " + isa + ", threads " + std::to_string(threads);
+      cpu::Backend backend(threads, isa);
+      run(&backend, threads);
+    }
+  }
+  context = name;
+}
+
+void check_linear_everywhere(LinearCase& c) {
+  std::vector<float> first;
+  on_every_backend([&](cpu::Backend* backend, int threads) {
+    greatest_linear_error =
+        std::fmax(greatest_linear_error, check_linear(c, [&] { backend->linear(c.problem, nullptr); }));
+    const std::vector<float> got = c.out->values();
+    if (threads == 1) first = got;
+    CHECK(std::memcmp(first.data(), got.data(), got.size() * 4) == 0);
+  });
+}
+
+void linear_layers() {
+  for (uint32_t seed = 0; seed < seeds; ++seed) check_linear_everywhere(*random_linear(seed));
+  Random r(41);
+  const auto sizes = [](int64_t tokens, int64_t features, int64_t outputs, int64_t out_heads) {
+    LinearProblem p;
+    p.batch = 1;
+    p.tokens = tokens;
+    p.features = features;
+    p.outputs = outputs;
+    p.out_heads = out_heads;
+    return p;
+  };
+  context = "linear: every number of rows of a tile, and of outputs of a panel";
+  for (int64_t tokens = 1; tokens <= 13; ++tokens) {
+    check_linear_everywhere(*make_linear(sizes(tokens, 17, 5 * tokens, 1), false, true, false, r));
+  }
+  context = "linear: DETR's sizes";
+  check_linear_everywhere(*make_linear(sizes(300, 256, 256, 8), true, true, false, r));
+  context = "linear: long sums";
+  check_linear_everywhere(*make_linear(sizes(20, 1024, 64, 1), false, true, true, r));
+  check_linear_everywhere(*make_linear(sizes(7, 9000, 30, 1), true, false, false, r));
+
+  context = "linear, abort";
+  auto c = make_linear(sizes(2000, 64, 64, 1), false, true, false, r);
+  const std::atomic<bool> abort{true};
+  CHECK_ERROR(cpu::Backend(2, "").linear(c->problem, &abort), ErrorCode::kAborted, "aborted");
+}
+
+void multihead() {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    const auto c = random_multihead(seed);
+    on_every_backend([&](cpu::Backend* backend, int) {
+      for (int time = 0; time < 2; ++time) {  // and with the memory of the first
+        greatest_multihead_error =
+            std::fmax(greatest_multihead_error,
+                      check_multihead(*c, 3e-6, [&] { backend->multihead(c->problem, nullptr); }));
+      }
+      c->problem.precision = Precision::kBf16;
+      check_multihead(*c, 2e-2, [&] { backend->multihead(c->problem, nullptr); });
+      c->problem.precision = Precision::kF32;
+    });
+  }
+  check_hidden_rows([](const MultiheadProblem& p) {
+    on_every_backend([&](cpu::Backend* backend, int) { backend->multihead(p, nullptr); });
+  });
+  context = "multihead, abort and precision";
+  const auto c = random_multihead(1);
+  cpu::Backend backend(2, "");
+  const std::atomic<bool> abort{true};
+  CHECK_ERROR(backend.multihead(c->problem, &abort), ErrorCode::kAborted, "aborted");
+  c->problem.precision = Precision::kTf32;
+  CHECK_ERROR(backend.multihead(c->problem, nullptr), ErrorCode::kValue, "tf32");
+}
+
+void multihead_refusals() {
+  context = "refusals of linear and multihead";
+  Tensors t;
+  const auto zero = [] { return 0.0f; };
+  const auto f = [&](const Shape& shape, const char* name) { return t.f32(shape, name, zero); };
+  const TensorView query = f({2, 5, 12}, "query"), key = f({2, 9, 12}, "key"), value = f({2, 9, 12}, "value");
+  const TensorView in = f({36, 12}, "inProjWeight"), out = f({12, 12}, "outProjWeight");
+  const MultiheadTensors good = {&query, &key, &value, nullptr, nullptr, &in, nullptr, &out, nullptr};
+  CHECK_EQ(multihead_problem(good, 3).extent.heads, 3);
+  for (const int64_t heads : {0, -1, 5, 24}) {
+    CHECK_ERROR(multihead_problem(good, heads), ErrorCode::kValue, "a divisor of E = 12 for heads");
+  }
+  const auto refused = [&](const TensorView* MultiheadTensors::*field, const Shape& shape, const char* part) {
+    const TensorView wrong = f(shape, "wrong");
+    MultiheadTensors tensors = good;
+    tensors.*field = &wrong;
+    CHECK_ERROR(multihead_problem(tensors, 3), ErrorCode::kShape, std::string(part) + " for wrong");
+  };
+  refused(&MultiheadTensors::query, {5, 12}, "[B, Q, E]");
+  refused(&MultiheadTensors::key, {9, 12}, "[B, K, E]");
+  refused(&MultiheadTensors::key, {1, 9, 12}, "[2, 9, 12]");
+  refused(&MultiheadTensors::key, {2, 9, 13}, "[2, 9, 12]");
+  refused(&MultiheadTensors::value, {2, 8, 12}, "[2, 9, 12]");
+  refused(&MultiheadTensors::query_pos, {1, 5, 12}, "[2, 5, 12]");
+  refused(&MultiheadTensors::key_pos, {2, 5, 12}, "[2, 9, 12]");
+  refused(&MultiheadTensors::in_weight, {12, 12}, "[36, 12]");
+  refused(&MultiheadTensors::in_bias, {12}, "[36]");
+  refused(&MultiheadTensors::out_weight, {12, 13}, "[12, 12]");
+  refused(&MultiheadTensors::out_bias, {36}, "[12]");
+  const TensorView ids = t.i32({2, 5, 12}, "queryPos", [] { return 0; });
+  MultiheadTensors tensors = good;
+  tensors.query_pos = &ids;
+  CHECK_ERROR(multihead_problem(tensors, 3), ErrorCode::kDtype, "float32 [B, Q, E] for queryPos");
+
+  const TensorView weight = f({7, 12}, "weight"), bias = f({8}, "bias");
+  CHECK_EQ(linear_problem(query, weight, nullptr).rows(), 10);
+  CHECK_ERROR(linear_problem(query, weight, &bias), ErrorCode::kShape, "[7] for bias");
+  CHECK_ERROR(linear_problem(bias, weight, nullptr), ErrorCode::kShape, "[.., E] = [12] for bias");
+  CHECK_ERROR(linear_problem(query, bias, nullptr), ErrorCode::kShape, "[N, E] for bias");
+  CHECK_ERROR(linear_problem(ids, weight, nullptr), ErrorCode::kDtype, "float32 [.., E] for queryPos");
+}
+
 void aborts() {
   context = "abort";
   Random r(3);
@@ -791,10 +918,14 @@ int main(int count, char** arguments) {
   bias_of_windows();
   special_cases([](Case& c) { check_case(c); });
   shapes();
+  linear_layers();
+  multihead();
+  multihead_refusals();
   great_biases();
   bf16_is_taken();
   aborts();
   refusals();
-  printf("greatest relative errors: f32 %.3g, bf16 %.3g\n", greatest_error, greatest_bf16_error);
+  printf("greatest relative errors: f32 %.3g, bf16 %.3g, linear %.3g, multihead %.3g\n", greatest_error,
+         greatest_bf16_error, greatest_linear_error, greatest_multihead_error);
   return finish("cpu");
 }

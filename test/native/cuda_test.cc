@@ -16,7 +16,9 @@
 #include "cpu/backend.h"
 #include "cuda/attention_launch.cuh"
 #include "cuda/gather_launch.cuh"
+#include "cuda/linear_kernel.cuh"
 #include "cuda/runtime.cuh"
+#include "multihead_case.h"
 
 namespace attention_bias::test {
 namespace {
@@ -306,6 +308,63 @@ void router_and_project() {
   CHECK_EQ(backend(0)->self_test(), "");
 }
 
+double greatest_linear = 0, greatest_multihead[3] = {0, 0, 0};
+
+template <int kMicro>
+void by_linear_kernel(const LinearProblem& p) {
+  using T = cuda::LinearTile<kMicro>;
+  cuda::Runtime runtime(0, 0);
+  const int64_t blocks = cuda::ceil_div(p.rows(), T::kSide) * cuda::ceil_div(p.outputs, T::kSide);
+  runtime.launch(cuda::linear_kernel<kMicro>, cuda::grid_of(blocks, 1), cuda::kLinearThreads, T::kSharedBytes,
+                 p);
+  runtime.synchronize();
+}
+
+// By the backend, which copies, and by both tiles on memory where it is: an emulated device reads the host's.
+void linear_layers(uint32_t seeds) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    const auto c = random_linear(seed);
+    const double errors[] = {check_linear(*c, [&] { backend(seed)->linear(c->problem, nullptr); }),
+                             check_linear(*c, [&] { by_linear_kernel<4>(c->problem); }),
+                             check_linear(*c, [&] { by_linear_kernel<8>(c->problem); })};
+    for (const double found : errors) greatest_linear = std::fmax(greatest_linear, found);
+  }
+  context = "linear, tiles by size";
+  Random r(43);
+  for (const int64_t tokens : {384, 200}) {  // 3 multiprocessors are busy with 128 rows each, or are not
+    LinearProblem p;
+    p.batch = 1;
+    p.tokens = tokens;
+    p.features = p.outputs = 16;
+    const auto c = make_linear(p, false, true, false, r);
+    cuda::launched = {};
+    check_linear(*c, [&] { backend(1)->linear(c->problem, nullptr); });
+    CHECK_EQ(cuda::launched.blocks, tokens == 384 ? 3 : 4);
+  }
+}
+
+void multihead(uint32_t seeds) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    const auto c = random_multihead(seed);
+    const std::string name = context;
+    constexpr double kTolerances[] = {3e-6, 2e-3, 2e-2};
+    for (int i = 0; i < 3; ++i) {
+      context = name + ", " + kPrecisions[i].name;
+      c->problem.precision = kPrecisions[i].precision;
+      const auto device = backend(seed);
+      for (int time = 0; time < 2; ++time) {
+        greatest_multihead[i] =
+            std::fmax(greatest_multihead[i],
+                      check_multihead(*c, kTolerances[i], [&] { device->multihead(c->problem, nullptr); }));
+      }
+    }
+  }
+  check_hidden_rows([](const MultiheadProblem& p) { backend(5)->multihead(p, nullptr); });
+  context = "multihead, abort";
+  const std::atomic<bool> abort{true};
+  CHECK_ERROR(backend(0)->multihead(random_multihead(1)->problem, &abort), ErrorCode::kAborted, "aborted");
+}
+
 void aborts() {
   context = "abort";
   Random r(3);
@@ -336,22 +395,29 @@ void aborts() {
 }  // namespace
 }  // namespace attention_bias::test
 
-int main() {
+int main(int count, char** arguments) {
   using namespace attention_bias::test;
-  random_stacks(150);
+  const bool quick = count > 1 && std::string(arguments[1]) == "quick";
+  const uint32_t seeds = quick ? 30 : 150;
+  random_stacks(seeds);
   shapes();
   lagging_bases();
   special_cases([](Case& c) { check_case(c, true); });
-  for (uint32_t seed = 0; seed < 60; ++seed) check_case(*random_case(seed), false, by_gathering);
-  gathered_windows(150);
+  for (uint32_t seed = 0; seed < (quick ? 15u : 60u); ++seed)
+    check_case(*random_case(seed), false, by_gathering);
+  gathered_windows(seeds);
   gathered_shapes();
   special_cases([](Case& c) { check_case(c, false, by_gathering); });
   cuts();
   choice();
-  bias_rows(150);
+  bias_rows(seeds);
   router_and_project();
+  linear_layers(seeds);
+  multihead(quick ? 15 : 60);
   aborts();
   printf("greatest relative errors: f32 %.3g, tf32 %.3g, bf16 %.3g, gathered %.3g (emulated)\n", greatest[0],
          greatest[1], greatest[2], greatest_gathered);
+  printf("linear %.3g, multihead: f32 %.3g, tf32 %.3g, bf16 %.3g\n", greatest_linear, greatest_multihead[0],
+         greatest_multihead[1], greatest_multihead[2]);
   return finish("cuda, emulated");
 }

@@ -191,6 +191,7 @@ inline bool any_in_warp(bool value, Site site = Site::here()) {
 inline uint32_t ballot(bool value, Site site = Site::here()) {
   return vote(emulator::Collective::kBallot, value, site);
 }
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline bool any_in_block(bool value, Site site = Site::here()) {
   return vote(emulator::Collective::kAnyInBlock, value, site) != 0;
 }
@@ -232,6 +233,14 @@ inline void store_16(void* address, const uint32_t (&words)[4]) {
   std::memcpy(address, words, 16);
 }
 inline void store_16_streaming(float* address, Float4 value) { store_16(address, value); }
+
+// Threads take turns, so that plain additions are as good.
+inline void atomic_add(float* address, float value) { *address += value; }
+inline void atomic_add_16(float* address, Float4 value) {
+  emulator::check_aligned_16(address);
+  const float values[4] = {value.x, value.y, value.z, value.w};
+  for (int i = 0; i < 4; ++i) address[i] += values[i];
+}
 
 inline void load(emulator::Collective collective, uint32_t (&words)[4], const void* row, Site site) {
   emulator::check_matrix_row(row);

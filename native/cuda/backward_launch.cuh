@@ -1,0 +1,15 @@
+// Launches of the gradients' kernels.
+#pragma once
+
+#include "core/operations.h"
+#include "cuda/backward_arguments.cuh"
+#include "cuda/work.cuh"
+
+namespace attention_bias::cuda {
+
+// Queues all kernels of a problem whose inputs are on the device (as a.query, a.key, … and a.terms say), with
+// `out` the attention's result there; a.mean is filled in here. The outputs are wherever `problem` has them.
+void launch_backward(Work* work, int multiprocessors, const BackwardProblem& problem, const float* out,
+                     BackwardArguments a);
+
+}  // namespace attention_bias::cuda
