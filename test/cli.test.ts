@@ -70,10 +70,12 @@ test('smoke passes on every instruction set, under 10 s', () => {
     expect(new Set(names)).toEqual(
       new Set([
         'attention',
+        'attentionBackward',
         'bias',
         'linear',
         'multihead',
         'router',
+        'routerBackward',
         'project',
         'deformable',
         'deformable-backward',

@@ -144,7 +144,7 @@ describe('arguments', () => {
     [{ identity: 1 }, 'ERR_VALUE', 'true or false for identity but received 1'],
     [{ precision: 'tf32' }, 'ERR_VALUE', '"f32" or "bf16" for precision on the cpu backend'],
     [{ scale: 1 }, 'ERR_VALUE', 'no other fields', '"scale"'],
-    [{ bias: [{ type: 'denoising', groups: 1, groupSize: 2 }] }, 'ERR_TERM', 'bias[0]'],
+    [{ bias: [{ type: 'denoising', groups: 1, groupSize: 2 }] }, 'ERR_SHAPE', 'bias[0]'],
     [
       { key: { data: new Int32Array(1920), shape: [2, 40, 24] } },
       'ERR_DTYPE',
