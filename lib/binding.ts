@@ -106,12 +106,12 @@ export interface NativeBinding {
   referenceBackward(args: object): Record<string, Float64Array>;
   /** the float64 reference of `bias` */
   referenceBias(args: object): Float64Array;
-  /** of `multihead` */
-  referenceMultihead(args: object): Float64Array;
   /** the float64 reference of `deformable`, and of its gradients by the names of their tensors */
   referenceDeformable(
     args: object,
   ): Record<'out' | 'value' | 'samplingLocations' | 'attentionWeights', Float64Array>;
+  /** of `multihead` */
+  referenceMultihead(args: object): Float64Array;
   /**
    * What this machine does at most by an instruction set on some threads, for the benchmarks: float32 multiply-adds and
    * vdpbf16ps (0: none) in GFLOP/s, stores to and loads from large memory in GB/s. Blocks the thread for half a second.

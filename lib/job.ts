@@ -21,8 +21,8 @@ export interface JobOptions {
 
 /**
  * The outputs by the names that a job's result file has: `out` and `lse` (attention), `grad_query`, `grad_key`, `grad_value`
- * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `out` (multihead), `weights` (router), `bevCenters` and
- * `cameraCenters` (project), `out` (deformable), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
+ * and `grad_` with each learnable tensor's name (attention-backward), `bias`, `weights` (router), `bevCenters` and
+ * `cameraCenters` (project), `out` (deformable, multihead), `grad_value`, `grad_samplingLocations` and `grad_attentionWeights`
  * (deformable-backward). They are the caller's to dispose.
  */
 export type JobOutputs = Record<string, Tensor>;

@@ -31,13 +31,6 @@ export function referenceBias(args: Pick<BiasArgs, 'shape' | 'bias'>): Float64Ar
   return callNative(() => native().referenceBias(args));
 }
 
-/** The same of `multihead`: [B, Q, E]. */
-export function referenceMultihead(
-  args: Omit<MultiheadArgs, 'out' | 'memory' | 'signal' | 'precision'>,
-): Float64Array {
-  return callNative(() => native().referenceMultihead(args));
-}
-
 type DeformableTensors = 'value' | 'samplingLocations' | 'attentionWeights';
 
 /** The same of `deformable`, with its gradients by the names of their tensors. */
@@ -45,4 +38,11 @@ export function referenceDeformable(
   args: Pick<DeformableBackwardArgs, DeformableTensors | 'spatialShapes' | 'gradOut'>,
 ): Record<'out' | DeformableTensors, Float64Array> {
   return callNative(() => native().referenceDeformable(args));
+}
+
+/** The same of `multihead`: [B, Q, E]. */
+export function referenceMultihead(
+  args: Omit<MultiheadArgs, 'out' | 'memory' | 'signal' | 'precision'>,
+): Float64Array {
+  return callNative(() => native().referenceMultihead(args));
 }

@@ -11,6 +11,7 @@ awk '
   /Compiling entry function.*attention_kernel/ { ++attention }
   /Compiling entry function.*gather_kernel/ { ++gather }
   /Compiling entry function.*linear_kernel/ { ++linear }
+  /Compiling entry function.*gradient_kernel/ { ++gradient }
   /bytes spill stores/ {
     match($0, /[0-9]+ bytes spill stores/); spilled = substr($0, RSTART) + 0
     allowed = name ~ /attention_kernelILi(192|256)E/ ? 64 : name ~ /attention_kernel/ ? 8 : 0
@@ -22,6 +23,6 @@ awk '
     if (used > budget) { print "takes", used, "registers of", budget ":", name, arch; ++bad }
   }
   END {
-    printf "%d kernels, %d of them attention, %d gather and %d linear; at most %d registers; %d over budget\n", kernels, attention, gather, linear, most, bad
-    exit bad > 0 || attention == 0 || gather == 0 || linear == 0
+    printf "%d kernels, %d of them attention, %d gather, %d linear and %d gradient; at most %d registers; %d over budget\n", kernels, attention, gather, linear, gradient, most, bad
+    exit bad > 0 || attention == 0 || gather == 0 || linear == 0 || gradient == 0
   }' "$1"

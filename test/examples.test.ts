@@ -12,7 +12,9 @@ const says: Record<string, RegExp> = {
     /^cameras work: 6[23] % of the attention goes to them\ncameras are dark: 0 % of the attention goes to them\n$/,
   'beit.mjs': /^\{"out":\[1,12,197,64\]\}\n$/,
   'cmt-bias.mjs': /^\{"shape":\[1,8,900,32\],"first":\[(-?[\d.e-]+,){3}-?[\d.e-]+\]\}\n$/,
+  'cmt.mjs': /^\{"out":\[1,100,256\]\}\n$/,
   'conditional-detr.mjs': /^\{"out":\[1,8,300,32\],"scale":0\.125\}\n$/,
+  'deformable-detr.mjs': /^\{"out":\[1,300,256\]\}\n$/,
   'denoising.mjs':
     /^\{"groups":3,"groupSize":4,"out":\[2,1,32,32\]\}\na query of group 1 sees \.{4}x{4}\.{4}x{20}\na matching query sees   \.{12}x{20}\n$/,
   'device-memory.mjs': /^(\{"frame":\d,"shape":\[1,8,100,32\],"finite":true\}\n){3}$/,

@@ -1,8 +1,8 @@
 // The CPU's cases: those of cases.json that a CPU runs in a sensible time, each with the ways in which peers do the same.
 //
 // { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `kind` is the operation, `from` names the case in
-// cases.json, `ways` are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at
-// hand, 'none', 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
+// cases.json, `ways` are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at hand, 'none',
+// 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
 // A case of kind 'deformable' or 'deformable-backward' has levels, queries, heads, points and channels; its shape is that of all
 // its outputs, and PyTorch's way is 'grid_sample'.
 import { loadCases, sizeOf } from '../cases.mjs';

@@ -5,8 +5,6 @@ import { drawTensors, makePool, sizeOf, withTensors } from '../cases.mjs';
 const require = createRequire(import.meta.url);
 const { openSafetensors, writeSafetensors } = require('../../dist/formats/index.js');
 
-const isDeformable = ({ kind }) => kind.startsWith('deformable');
-
 /** The tensors of each kind of case, but for its terms'. */
 const shapes = {
   attention: ({ shape: [b, h, q, k, d] }) => ({
@@ -28,6 +26,7 @@ const shapes = {
     };
     return { query, key, value: key, keyPos: key, ...weights };
   },
+  bias: () => ({}),
   deformable({ levels, queries, heads, points, channels }) {
     const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
     return {
@@ -36,10 +35,8 @@ const shapes = {
       gradOut: [1, queries, heads * channels],
     };
   },
-  bias: () => ({}),
 };
-shapes['deformable-backward'] = shapes.deformable;
-const shapesOf = (item) => Object.entries(shapes[item.kind](item));
+const shapesOf = (item) => Object.entries(shapes[item.kind.replace('-backward', '')](item));
 
 /**
  * Locations some pixels about a query's own place: where there are as many queries as pixels, the pixel's, as in an encoder; else
@@ -78,7 +75,7 @@ export function makeWriter(cases, tensors) {
       const scale = name.endsWith('Weight') ? shape[1] ** -0.5 : 1;
       drawn[name] = { data: scale === 1 ? data : data.map((x) => scale * x), shape };
     }
-    if (isDeformable(item)) drawn.samplingLocations = samplingLocations(item);
+    if (item.kind.startsWith('deformable')) drawn.samplingLocations = samplingLocations(item);
     return writeSafetensors(path, drawn);
   };
 }

@@ -13,6 +13,13 @@ await serve(async ({ case: item, inputs, threads }) => {
   const device = await open({ device: 'cpu', threads });
   try {
     const { given, bias } = await openInputs(inputs, item);
+    const kinds = {
+      attention,
+      multihead,
+      bias: dense,
+      deformable,
+      'deformable-backward': deformableBackward,
+    };
     const { run, values, outputBytes } = kinds[item.kind](device, item, given, bias);
     return { version: device.info.isa, run, values, outputBytes, release: () => device.close() };
   } catch (error) {
@@ -37,15 +44,6 @@ function attention(device, { shape: [b, h, q, , d], precision }, { query, key, v
     values: () => out.data,
     outputBytes: 0,
   };
-}
-
-function multihead(device, { shape: [b, h, q, , d] }, given, bias) {
-  const { query, key, value, keyPos, inProjWeight, inProjBias, outProjWeight, outProjBias } = given;
-  const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
-  const out = device.tensor([b, q, h * d]);
-  out.data.fill(1);
-  const args = { query, key, value, keyPos, heads: h, ...weights, bias, identity: true, out };
-  return { run: () => timed(() => device.multihead(args)), values: () => out.data, outputBytes: 0 };
 }
 
 function deformable(device, { shape, levels }, given) {
@@ -81,6 +79,15 @@ function deformableBackward(device, { shape, levels }, given) {
     },
     outputBytes: 4 * sizeOf(shape),
   };
+}
+
+function multihead(device, { shape: [b, h, q, , d] }, given, bias) {
+  const { query, key, value, keyPos, inProjWeight, inProjBias, outProjWeight, outProjBias } = given;
+  const weights = { inProjWeight, inProjBias, outProjWeight, outProjBias };
+  const out = device.tensor([b, q, h * d]);
+  out.data.fill(1);
+  const args = { query, key, value, keyPos, heads: h, ...weights, bias, identity: true, out };
+  return { run: () => timed(() => device.multihead(args)), values: () => out.data, outputBytes: 0 };
 }
 
 function dense(device, { shape, dtype, fresh }, _, bias) {

@@ -89,9 +89,9 @@ export const runCommand: CommandModule<object, RunArguments> = {
       })
       .example('$0 run job.json --out out.safetensors', '')
       .epilogue(
-        'A job names its operation (attention, attention-backward, bias, multihead, router, deformable, deformable-backward, ' +
-          'project), its tensors file, and for each tensor of the operation a name in that file; the file path is relative to ' +
-          'the job. Exit codes: 2 for a wrong job, 3 for a ' +
+        'A job names its operation (attention, attention-backward, bias, multihead, router, deformable, ' +
+          'deformable-backward, project), its tensors file, and for ' +
+          'each tensor of the operation a name in that file; the file path is relative to the job. Exit codes: 2 for a wrong job, 3 for a ' +
           'device that is not there, 4 for a file that cannot be opened, read or written.',
       ),
   handler: async ({ json, ...options }) => {

@@ -41,8 +41,8 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::reference_attention>("referenceAttention"),
        InstanceMethod<&Environment::reference_backward>("referenceBackward"),
        InstanceMethod<&Environment::reference_bias>("referenceBias"),
-       InstanceMethod<&Environment::reference_multihead>("referenceMultihead"),
        InstanceMethod<&Environment::reference_deformable>("referenceDeformable"),
+       InstanceMethod<&Environment::reference_multihead>("referenceMultihead"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
@@ -217,23 +217,6 @@ Napi::Value Environment::reference_bias(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value Environment::reference_multihead(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  return guarded(env, [&]() -> Napi::Value {
-    Arguments arguments;
-    Fields fields(&arguments, info[0], "", "the arguments of referenceMultihead", ErrorCode::kValue);
-    const MultiheadCall call(&fields);
-    fields.finish();
-    arguments.resolve(env, *buffers_);
-    std::unique_ptr<Program> program;
-    const MultiheadProblem problem = call.problem(&program);
-    const Extent& e = problem.extent;
-    Napi::Float64Array out = doubles(env, element_count({e.batch, e.queries, problem.features}, "out"));
-    attention_bias::reference_multihead(problem, out.Data());
-    return out;
-  });
-}
-
 Napi::Value Environment::reference_deformable(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
@@ -256,6 +239,23 @@ Napi::Value Environment::reference_deformable(const Napi::CallbackInfo& info) {
     result.Set("samplingLocations", locations);
     result.Set("attentionWeights", weights);
     return result;
+  });
+}
+
+Napi::Value Environment::reference_multihead(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Arguments arguments;
+    Fields fields(&arguments, info[0], "", "the arguments of referenceMultihead", ErrorCode::kValue);
+    const MultiheadCall call(&fields);
+    fields.finish();
+    arguments.resolve(env, *buffers_);
+    std::unique_ptr<Program> program;
+    const MultiheadProblem problem = call.problem(&program);
+    const Extent& e = problem.extent;
+    Napi::Float64Array out = doubles(env, element_count({e.batch, e.queries, problem.features}, "out"));
+    attention_bias::reference_multihead(problem, out.Data());
+    return out;
   });
 }
 

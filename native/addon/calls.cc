@@ -48,6 +48,27 @@ AttentionProblem AttentionCall::problem(std::unique_ptr<Program>* program) const
   return problem;
 }
 
+BackwardCall::BackwardCall(Fields* arguments)
+    : attention(arguments), grad_out(arguments->tensor("gradOut")) {}
+
+BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
+  BackwardProblem problem;
+  problem.attention = attention.problem(program);
+  require_grad_out(*grad_out, problem.attention);
+  problem.grad_out = grad_out->f32();
+  return problem;
+}
+
+DeformableCall::DeformableCall(Fields* arguments)
+    : value(arguments->tensor("value")),
+      sampling_locations(arguments->tensor("samplingLocations")),
+      attention_weights(arguments->tensor("attentionWeights")),
+      spatial_shapes(arguments->integer_lists("spatialShapes")) {}
+
+DeformableProblem DeformableCall::problem() const {
+  return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
+}
+
 MultiheadCall::MultiheadCall(Fields* arguments)
     : tensors{arguments->tensor("query"),
               arguments->tensor("key"),
@@ -71,27 +92,6 @@ MultiheadProblem MultiheadCall::problem(std::unique_ptr<Program>* program) const
   *program = build(problem.extent, terms);
   problem.bias = program->get();
   return problem;
-}
-
-BackwardCall::BackwardCall(Fields* arguments)
-    : attention(arguments), grad_out(arguments->tensor("gradOut")) {}
-
-BackwardProblem BackwardCall::problem(std::unique_ptr<Program>* program) const {
-  BackwardProblem problem;
-  problem.attention = attention.problem(program);
-  require_grad_out(*grad_out, problem.attention);
-  problem.grad_out = grad_out->f32();
-  return problem;
-}
-
-DeformableCall::DeformableCall(Fields* arguments)
-    : value(arguments->tensor("value")),
-      sampling_locations(arguments->tensor("samplingLocations")),
-      attention_weights(arguments->tensor("attentionWeights")),
-      spatial_shapes(arguments->integer_lists("spatialShapes")) {}
-
-DeformableProblem DeformableCall::problem() const {
-  return deformable_problem(*value, spatial_shapes, *sampling_locations, *attention_weights);
 }
 
 BiasCall::BiasCall(Fields* arguments) : shape(arguments->shape("shape")) {

@@ -43,8 +43,8 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value reference_attention(const Napi::CallbackInfo& info);
   Napi::Value reference_backward(const Napi::CallbackInfo& info);
   Napi::Value reference_bias(const Napi::CallbackInfo& info);
-  Napi::Value reference_multihead(const Napi::CallbackInfo& info);
   Napi::Value reference_deformable(const Napi::CallbackInfo& info);
+  Napi::Value reference_multihead(const Napi::CallbackInfo& info);
   Napi::Value measure_peaks(const Napi::CallbackInfo& info);
 
   static void teardown(void* environment);

@@ -23,15 +23,15 @@ ReferenceGradients reference_backward(const BackwardProblem& problem);
 // bias_shape(bias) in float64.
 void reference_bias(const Program& bias, double* out);
 
-// The output in its own layout.
-void reference_linear(const LinearProblem& problem, double* out);
-// out [B, Q, E]; between its parts rounded to float32, the parts' type, which costs 6e-8.
-void reference_multihead(const MultiheadProblem& problem, double* out);
 // out [B, Q, H·D] in float64.
 void reference_deformable(const DeformableProblem& problem, double* out);
 
 // The gradients of Σ grad_out·out, [B, S, H, D], [B, Q, H, L, P, 2] and [B, Q, H, L, P], in float64.
 void reference_deformable_backward(const DeformableBackwardProblem& problem, double* grad_value,
                                    double* grad_locations, double* grad_weights);
+// The output in its own layout.
+void reference_linear(const LinearProblem& problem, double* out);
+// out [B, Q, E]; between its parts rounded to float32, the parts' type, which costs 6e-8.
+void reference_multihead(const MultiheadProblem& problem, double* out);
 
 }  // namespace attention_bias

@@ -161,14 +161,14 @@ constexpr int64_t kShortRowsPerThread = 4;
 constexpr int64_t kLeastAlike = 4;
 constexpr int64_t kSharedBiasFloats = 2 * 1024 * 1024;  // 8 MB
 
+// Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
+constexpr int64_t kMostDeformableRun = 64;
+constexpr int64_t kLeastChannels = 16;
 // Rows of a linear layer that pass by its panels together: they stay in L2, and are multiples of a kernel's
 // tile.
 constexpr int64_t kLinearRows = 96, kLeastLinearRows = 6;
 constexpr int64_t kPackAlone = 128 * 1024;  // weights that are packed before another thread has woken up
 constexpr int64_t kLinearRunFloats = 128 * 1024;  // of their features: 512 KB
-// Queries of a piece of deformable attention, at most; channels of a part of its gradient, at least: a line.
-constexpr int64_t kMostDeformableRun = 64;
-constexpr int64_t kLeastChannels = 16;
 
 // The key in the middle of those that a query sees, or −1 where it sees none.
 int32_t middle_key(const AttentionProblem& p, const KeyBound& bound, int64_t b, int32_t q) {

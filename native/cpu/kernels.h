@@ -78,15 +78,6 @@ struct ShortTask {
   AbortFlag abort;
 };
 
-// Rows [row0, row1) of a linear layer, flattened over batch and tokens, and panels [panel0, panel1) of its
-// outputs.
-struct LinearTask {
-  const LinearProblem* problem;
-  const float* packed;  // what pack_weight wrote of all panels
-  int64_t row0, row1, panel0, panel1;
-  float* scratch;  // 64-byte aligned, linear_scratch_floats() of that many rows long
-};
-
 // Where the gradient of one of Program::learnables() is summed up.
 struct GradientSink {
   double* sums;  // the elements from `first` on; null where `floats` is in use
@@ -128,6 +119,15 @@ struct DeformableLevelTask {
   int64_t b, h, level, d0, d1;
   float* scratch;  // 64-byte aligned, deformable_scratch_floats() long
   AbortFlag abort;
+};
+
+// Rows [row0, row1) of a linear layer, flattened over batch and tokens, and panels [panel0, panel1) of its
+// outputs.
+struct LinearTask {
+  const LinearProblem* problem;
+  const float* packed;  // what pack_weight wrote of all panels
+  int64_t row0, row1, panel0, panel1;
+  float* scratch;  // 64-byte aligned, linear_scratch_floats() of that many rows long
 };
 
 // Floats of state that a kernel keeps for a query: the packed query of all panels, three times the outputs

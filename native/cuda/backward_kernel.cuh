@@ -33,7 +33,7 @@
 // (256). p, then dscore, pass from the threads that have their scores to those that have their sums through
 // the tile of weights.
 //
-// Work at head dim 32: 5·32 multiply-adds a pair and launch of own keys, 3·32 of own queries beside; CMT
+// Work at head dim 32: 4·32 multiply-adds a pair where keys are own, 3·32 where queries are; CMT
 // (1×8×900×56,400×32) is 7·2·32·406 M = 182 GFLOP, 2.7 ms of an H100 at 67 TFLOP/s in float32, and 2 × 406 M
 // exp2, 0.2 ms. Each of 881 tiles of keys a head reads all queries and their dout (230 KB) from L2: 1.6 GB;
 // each of 15 tiles of queries all keys and values (14.4 MB a head): 1.7 GB; 0.6 ms at 5.5 TB/s. Memory:
@@ -44,23 +44,9 @@
 #include <type_traits>
 
 #include "cuda/attention_row.cuh"
+#include "cuda/backward_arguments.cuh"
 
 namespace attention_bias::cuda {
-
-struct BackwardArguments {
-  HeadRows query;         // [B·H, Q, D]
-  HeadRows key;           // [B·H, K, D]
-  HeadRows value;         // [B·H, K, Dv]
-  const float* grad_out;  // [B·H, Q, Dv]
-  const float* lse;       // [B·H, Q]
-  const float* mean;      // [B·H, Q]
-  const Term* terms;
-  int32_t term_count;
-  int64_t rows, heads;  // B·H, H
-  int32_t queries, keys;
-  int32_t head_dim, value_dim;
-  float scale;
-};
 
 // What a gradient_kernel leaves. Own rows are keys or queries, the others come by.
 struct GradientOutputs {
@@ -140,6 +126,22 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(kMeanThreads, 4)
   if (lane_index() == 0) mean[row] = static_cast<float>(sum);
 }
 
+// `count` rows from row `first` on into shared memory, with zeros beyond them and beyond their last column;
+// true where this thread met one that is not finite.
+template <class T>
+AB_DEVICE_CALL bool load_rows(const HeadRows rows, int64_t first, int32_t count, int32_t first_column,
+                              int32_t columns, float* shared) {
+  bool bad = false;
+  for (int i = thread_index(); i < T::kTile * T::kQuads; i += T::kThreads) {
+    const int r = i / T::kQuads, column = i % T::kQuads * 4;
+    Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (r < count) x = load_columns(rows, first + r, first_column + column, columns);
+    bad |= !(is_finite(x.x) && is_finite(x.y) && is_finite(x.z) && is_finite(x.w));
+    store_16(shared + r * T::kStride + column, x);
+  }
+  return bad;
+}
+
 // A tile in shared memory, and the scores of its pairs in registers.
 template <class T>
 class PairTile {
@@ -175,38 +177,23 @@ class PairTile {
     tile.h = row % a_.heads;
   }
 
-  // Rows [first, end) into shared memory, with zeros beyond them and from `columns` on; true where this
-  // thread met one that is not finite.
-  AB_DEVICE static bool load_rows(const HeadRows& rows, int64_t first, int32_t count, int32_t first_column,
-                                  int32_t columns, float* shared) {
-    bool bad = false;
-    for (int i = thread_index(); i < T::kTile * T::kQuads; i += T::kThreads) {
-      const int r = i / T::kQuads, column = i % T::kQuads * 4;
-      Float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (r < count) x = load_columns(rows, first + r, first_column + column, columns);
-      bad |= !(is_finite(x.x) && is_finite(x.y) && is_finite(x.z) && is_finite(x.w));
-      store_16(shared + r * T::kStride + column, x);
-    }
-    return bad;
-  }
-
   AB_DEVICE bool load_queries() {
     const int32_t count = tile.q1 - tile.q0;
     const int64_t first = row_ * a_.queries + tile.q0;
-    const bool bad = load_rows(a_.query, first, count, 0, a_.head_dim, query);
+    const bool bad = load_rows<T>(a_.query, first, count, 0, a_.head_dim, query);
     if (thread_index() < T::kTile) {
       const bool valid = thread_index() < count;
       lse_[thread_index()] = valid ? a_.lse[first + thread_index()] : 0.0f;
       mean_[thread_index()] = valid ? a_.mean[first + thread_index()] : 0.0f;
     }
     const HeadRows grads = {a_.grad_out, DType::kFloat32};
-    return load_rows(grads, first, count, 0, a_.value_dim, grad_out) || bad;
+    return load_rows<T>(grads, first, count, 0, a_.value_dim, grad_out) || bad;
   }
   AB_DEVICE bool load_keys() {
     const int32_t count = tile.k1 - tile.k0;
     const int64_t first = row_ * a_.keys + tile.k0;
-    const bool bad = load_rows(a_.key, first, count, 0, a_.head_dim, key);
-    return load_rows(a_.value, first, count, 0, a_.value_dim, value) || bad;
+    const bool bad = load_rows<T>(a_.key, first, count, 0, a_.head_dim, key);
+    return load_rows<T>(a_.value, first, count, 0, a_.value_dim, value) || bad;
   }
 
   // False where the tile is hidden. A barrier lies between this and the next call, and before what reads.
@@ -228,7 +215,6 @@ class PairTile {
     const bool mixed = plan.mixed != 0;
     if (mixed) evaluate_bias<T>(a_.terms, tile, slot_, weights);
     multiply(query, key, a_.head_dim, p);
-    uint32_t hidden = 0;
     AB_UNROLL
     for (int i = 0; i < kMicro; ++i) {
       const int q = query_ + i * T::kSide;
@@ -237,7 +223,6 @@ class PairTile {
         const int k = key_ + j * T::kSide;
         const float bias = mixed ? weights[q * T::kBiasStride + k] : slot_[q];
         const bool hide = bias == negative_infinity() || tile.q0 + q >= tile.q1 || tile.k0 + k >= tile.k1;
-        hidden |= static_cast<uint32_t>(hide) << (i * kMicro + j);
         const float score = p[i][j] * a_.scale + bias;
         p[i][j] = hide ? hidden_weight() : fast_exp2((score - lse_[q]) * kLog2e);
       }
@@ -248,7 +233,7 @@ class PairTile {
       const float mean = mean_[query_ + i * T::kSide];
       AB_UNROLL
       for (int j = 0; j < kMicro; ++j) {
-        const bool hide = (hidden >> (i * kMicro + j) & 1) != 0;
+        const bool hide = bits_of(p[i][j]) == kHiddenBits;
         grads[i][j] = hide ? hidden_weight() : visible_weight(p[i][j] * (grads[i][j] - mean));
       }
     }
@@ -313,36 +298,95 @@ class PairTile {
   uint32_t* plans_;
 };
 
+template <class Which>
+constexpr bool kSumsByQuery =
+    Which::kLearns && !std::is_same_v<Which, LowRankTerm> && !std::is_same_v<Which, RelativePositionTerm>;
+
+// Adds to sums[slot·stride] what query q gives a term that is constant along keys [part.k0, part.k1), where
+// dscore adds up to `sum`.
+AB_DEVICE_CALL void add_constant_term(const Term& any, const Tile part, int32_t q, float sum, int64_t stride,
+                                      double* sums) {
+  visit(any, [&](const auto& term) {
+    if constexpr (kSumsByQuery<std::decay_t<decltype(term)>>) {
+      term.template derivatives<float>(
+          part.b, part.h, part.k0, q, [&](int32_t slot, int64_t, float derivative) {
+            sums[slot * stride] += static_cast<double>(sum) * static_cast<double>(derivative);
+          });
+    }
+  });
+}
+
+// The same of a mixed term; weights[k·kStride] is dscore of key part.k0 + k.
+template <int kStride>
+AB_DEVICE_CALL void add_mixed_term(const Term& any, const Tile part, int32_t q, const float* weights,
+                                   int64_t stride, double* sums) {
+  visit(any, [&](const auto& term) {
+    using Which = std::decay_t<decltype(term)>;
+    if constexpr (Which::kLearns && Which::kLocal) {
+      term.template near_derivatives<float>(
+          part, q, [&](int32_t slot, int64_t, int32_t begin, int32_t end, auto derivative) {
+            float sum = 0.0f;
+            for (int32_t k = begin; k < end; ++k) {
+              sum += weights[(k - part.k0) * kStride] * derivative(k - begin);
+            }
+            sums[slot * stride] += static_cast<double>(sum);
+          });
+    } else if constexpr (kSumsByQuery<Which>) {
+      int32_t current = -1;  // keys of a slot mostly lie together
+      float sum = 0.0f;
+      const auto flush = [&] {
+        if (current >= 0) sums[current * stride] += static_cast<double>(sum);
+        sum = 0.0f;
+      };
+      for (int32_t k = part.k0; k < part.k1; ++k) {
+        const float weight = weights[(k - part.k0) * kStride];
+        term.template derivatives<float>(part.b, part.h, k, q, [&](int32_t slot, int64_t, float derivative) {
+          if (slot != current) flush();
+          current = slot;
+          sum += weight * derivative;
+        });
+      }
+      flush();
+    }
+  });
+}
+
+// Adds a tile's part of a relative position table, a thread a row of it; weights[key·T::kBiasStride + query]
+// is dscore. What other threads added to the same row before lies behind a barrier.
+template <class T>
+AB_DEVICE_CALL void add_table(const RelativePositionTerm& term, const Tile tile, int32_t queries,
+                              const float* weights, double* sums) {
+  int32_t begin, end;
+  term.rows_of(tile, &begin, &end);
+  const int32_t pairs = term.cls_token ? term.rows() - 3 : term.rows();
+  const int32_t count = end - begin + (term.rows() - pairs);
+  for (int32_t i = thread_index(); i < count; i += T::kThreads) {
+    const int32_t row = i < end - begin ? begin + i : pairs + i - (end - begin);
+    float sum = 0.0f;
+    for (int32_t k = tile.k0; k < tile.k1; ++k) {
+      const QueryRange range = term.queries_of(term.column(tile.b, tile.h, k), row, queries);
+      const int32_t q0 = max_i32(static_cast<int32_t>(range.begin), tile.q0);
+      const int32_t q1 = min_i32(static_cast<int32_t>(range.end), tile.q1);
+      for (int32_t q = q0; q < q1; ++q) sum += weights[(k - tile.k0) * T::kBiasStride + q - tile.q0];
+    }
+    sums[row] += static_cast<double>(sum);
+  }
+}
+
 template <class T, bool kOwnKeys>
 class GradientBlock {
  public:
   AB_DEVICE GradientBlock(const BackwardArguments& a, const GradientOutputs& o)
-      : a_(a),
-        o_(o),
-        own_count_(kOwnKeys ? a.keys : a.queries),
-        tiles_((own_count_ + T::kTile - 1) / T::kTile),
-        row_(block_x() / tiles_),
-        pairs_(a, row_) {
-    own0_ = block_x() % tiles_ * T::kTile;
-    own1_ = min_i32(own0_ + T::kTile, own_count_);
-    quad_ = thread_index() % T::kQuads;
-    first_own_ = thread_index() / T::kQuads * T::kOwn;
-    if (o.own_terms != 0) {
-      const int part = thread_index() / T::kTile;
-      own_ = thread_index() % T::kTile;
-      const int64_t in_parts = static_cast<int64_t>(block_y()) * T::kParts + part;
-      own_sums_ = o.own_sums + in_parts * o.slots * a.rows * own_count_ + row_ * own_count_ + own0_ + own_;
-    }
-    if (o.table_terms != 0) {
-      table_sums_ = o.table_sums + (static_cast<int64_t>(block_x()) * grid_y() + block_y()) * o.bins;
-    }
+      : a_(a), o_(o), row_(block_x() / tiles()), pairs_(a, row_) {
+    Tile& tile = pairs_.tile;
+    const int32_t own = block_x() % tiles() * T::kTile;
+    (kOwnKeys ? tile.k0 : tile.q0) = own;
+    (kOwnKeys ? tile.k1 : tile.q1) = min_i32(own + T::kTile, own_count());
   }
 
   AB_DEVICE void run() {
     clear_sums();
     Tile& tile = pairs_.tile;
-    (kOwnKeys ? tile.k0 : tile.q0) = own0_;
-    (kOwnKeys ? tile.k1 : tile.q1) = own1_;
     const bool own_bad = kOwnKeys ? pairs_.load_keys() : pairs_.load_queries();
     const int32_t others = kOwnKeys ? a_.queries : a_.keys;
     const int32_t begin = block_y() * o_.run, end = min_i32(begin + o_.run, others);
@@ -360,6 +404,24 @@ class GradientBlock {
 
  private:
   using Sums = float[T::kOwn][4];
+
+  // Of a batch row and head. Like what follows worked out where it is needed: it would only hold registers.
+  AB_DEVICE int32_t own_count() const { return kOwnKeys ? a_.keys : a_.queries; }
+  AB_DEVICE int32_t own0() const { return kOwnKeys ? pairs_.tile.k0 : pairs_.tile.q0; }
+  AB_DEVICE int32_t own1() const { return kOwnKeys ? pairs_.tile.k1 : pairs_.tile.q1; }
+  AB_DEVICE int32_t tiles() const { return (own_count() + T::kTile - 1) / T::kTile; }
+  // The thread's columns and own rows of the sums of rows.
+  AB_DEVICE static int quad() { return thread_index() % T::kQuads; }
+  AB_DEVICE static int first_own() { return thread_index() / T::kQuads * T::kOwn; }
+  // Its own row of the sums of terms, and where they are.
+  AB_DEVICE static int own() { return thread_index() % T::kTile; }
+  AB_DEVICE double* own_sums() const {
+    const int64_t part = static_cast<int64_t>(block_y()) * T::kParts + thread_index() / T::kTile;
+    return o_.own_sums + (part * o_.slots * a_.rows + row_) * own_count() + own0() + own();
+  }
+  AB_DEVICE double* table_sums() const {
+    return o_.table_sums + (static_cast<int64_t>(block_x()) * grid_y() + block_y()) * o_.bins;
+  }
 
   AB_DEVICE void add_tile(bool bad, int others) {
     typename PairTile<T>::Pairs p, grads;
@@ -391,15 +453,14 @@ class GradientBlock {
     const LowRankTerm& term = a_.terms[o_.factor_term].low_rank;
     const LowRankTerm::Column column = term.column(tile.b, tile.h, 0);
     const HeadRows factors = {kOwnKeys ? column.query_factors : column.key_factors, DType::kFloat32};
-    return PairTile<T>::load_rows(factors, kOwnKeys ? tile.q0 : tile.k0, others, o_.first_column, term.rank,
-                                  rows);
+    return load_rows<T>(factors, kOwnKeys ? tile.q0 : tile.k0, others, o_.first_column, term.rank, rows);
   }
 
   // sums += Σ weights[other][own]·rows[other], a tile from zero.
   AB_DEVICE void add_weighted(bool careful, const float* rows, int others, Sums& sums) const {
     Sums part = {};
-    const float* weights = pairs_.weights + first_own_;
-    rows += 4 * quad_;
+    const float* weights = pairs_.weights + first_own();
+    rows += 4 * quad();
     if (careful) {
       AB_NO_UNROLL
       for (int i = 0; i < others; ++i)
@@ -432,15 +493,19 @@ class GradientBlock {
 
   // ---- terms: each own row's sums are kParts threads', a part of the tile's others each
 
-  AB_DEVICE int64_t slot_stride() const { return a_.rows * own_count_; }
-  AB_DEVICE bool has_own() const { return own0_ + own_ < own1_; }
+  AB_DEVICE int64_t slot_stride() const { return a_.rows * own_count(); }
+  AB_DEVICE bool has_own() const { return own0() + own() < own1(); }
 
   AB_DEVICE void clear_sums() {
     if (o_.own_terms != 0 && has_own()) {
-      for (int i = 0; i < o_.slots; ++i) own_sums_[i * slot_stride()] = 0;
+      double* const sums = own_sums();
+      AB_NO_UNROLL
+      for (int i = 0; i < o_.slots; ++i) sums[i * slot_stride()] = 0;
     }
     if (o_.table_terms != 0) {
-      for (int64_t i = thread_index(); i < o_.bins; i += T::kThreads) table_sums_[i] = 0;
+      double* const sums = table_sums();
+      AB_NO_UNROLL
+      for (int64_t i = thread_index(); i < o_.bins; i += T::kThreads) sums[i] = 0;
     }
   }
 
@@ -448,12 +513,13 @@ class GradientBlock {
     const int first = thread_index() / T::kTile * T::kPart;
     const int last = min_i32(first + T::kPart, others);
     if (!has_own() || first >= last) return;
-    const float* weights = pairs_.weights + own_;
+    const float* weights = pairs_.weights + own();
     float sum = 0.0f;
+    AB_NO_UNROLL
     for (int i = first; i < last; ++i) sum += weights[i * T::kBiasStride];
     for (uint64_t left = o_.own_terms; left != 0; left &= left - 1) {
       const int term = lowest_bit(left);
-      double* const sums = own_sums_ + o_.first[term] * slot_stride();
+      double* const sums = own_sums() + o_.first[term] * slot_stride();
       if constexpr (kOwnKeys) {
         *sums += static_cast<double>(sum);  // a dense bias of keys
       } else {
@@ -461,95 +527,27 @@ class GradientBlock {
         const Tile& tile = pairs_.tile;
         const Tile part = {tile.b, tile.h, tile.q0, tile.q1, tile.k0 + first, tile.k0 + last};
         if ((pairs_.plan.mixed & bit) != 0) {
-          add_pairs(a_.terms[term], part, weights + first * T::kBiasStride, sums);
+          add_mixed_term<T::kBiasStride>(a_.terms[term], part, part.q0 + own(),
+                                         weights + first * T::kBiasStride, slot_stride(), sums);
         } else if ((pairs_.plan.row_constant & bit) != 0) {
-          add_constant(a_.terms[term], part, sum, sums);
+          add_constant_term(a_.terms[term], part, part.q0 + own(), sum, slot_stride(), sums);
         }
       }
     }
   }
 
-  template <class Which>
-  static constexpr bool kSumsByQuery =
-      Which::kLearns && !std::is_same_v<Which, LowRankTerm> && !std::is_same_v<Which, RelativePositionTerm>;
-
-  // A term that is constant along the part's keys, where dscore adds up to `sum`.
-  AB_DEVICE void add_constant(const Term& any, const Tile& part, float sum, double* sums) const {
-    visit(any, [&](const auto& term) {
-      if constexpr (kSumsByQuery<std::decay_t<decltype(term)>>) {
-        term.template derivatives<float>(
-            part.b, part.h, part.k0, part.q0 + own_, [&](int32_t slot, int64_t, float derivative) {
-              sums[slot * slot_stride()] += static_cast<double>(sum) * static_cast<double>(derivative);
-            });
-      }
-    });
-  }
-
-  AB_DEVICE void add_pairs(const Term& any, const Tile& part, const float* weights, double* sums) const {
-    const int32_t q = part.q0 + own_;
-    visit(any, [&](const auto& term) {
-      using Which = std::decay_t<decltype(term)>;
-      if constexpr (Which::kLearns && Which::kLocal) {
-        term.template near_derivatives<float>(
-            part, q, [&](int32_t slot, int64_t, int32_t begin, int32_t end, auto derivative) {
-              float sum = 0.0f;
-              for (int32_t k = begin; k < end; ++k) {
-                sum += weights[(k - part.k0) * T::kBiasStride] * derivative(k - begin);
-              }
-              sums[slot * slot_stride()] += static_cast<double>(sum);
-            });
-      } else if constexpr (kSumsByQuery<Which>) {
-        int32_t current = -1;  // keys of a slot mostly lie together
-        float sum = 0.0f;
-        const auto flush = [&] {
-          if (current >= 0) sums[current * slot_stride()] += static_cast<double>(sum);
-          sum = 0.0f;
-        };
-        for (int32_t k = part.k0; k < part.k1; ++k) {
-          const float weight = weights[(k - part.k0) * T::kBiasStride];
-          term.template derivatives<float>(part.b, part.h, k, q,
-                                           [&](int32_t slot, int64_t, float derivative) {
-                                             if (slot != current) flush();
-                                             current = slot;
-                                             sum += weight * derivative;
-                                           });
-        }
-        flush();
-      }
-    });
-  }
-
-  // A thread a row of the table, over the tile's keys. What threads added to the same row before lies behind
-  // barriers.
-  AB_DEVICE void add_tables() {
-    const Tile& tile = pairs_.tile;
+  AB_DEVICE void add_tables() const {
     for (uint64_t left = o_.table_terms; left != 0; left &= left - 1) {
-      const int index = lowest_bit(left);
-      const RelativePositionTerm& term = a_.terms[index].relative_position;
-      double* const sums = table_sums_ + o_.first[index];
-      int32_t begin, end;
-      term.rows_of(tile, &begin, &end);
-      const int32_t pairs = term.cls_token ? term.rows() - 3 : term.rows();
-      const int32_t count = end - begin + (term.rows() - pairs);
-      for (int32_t i = thread_index(); i < count; i += T::kThreads) {
-        const int32_t row = i < end - begin ? begin + i : pairs + i - (end - begin);
-        float sum = 0.0f;
-        for (int32_t k = tile.k0; k < tile.k1; ++k) {
-          const QueryRange queries = term.queries_of(term.column(tile.b, tile.h, k), row, a_.queries);
-          const int32_t q0 = max_i32(static_cast<int32_t>(queries.begin), tile.q0);
-          const int32_t q1 = min_i32(static_cast<int32_t>(queries.end), tile.q1);
-          for (int32_t q = q0; q < q1; ++q)
-            sum += pairs_.weights[(k - tile.k0) * T::kBiasStride + q - tile.q0];
-        }
-        sums[row] += static_cast<double>(sum);
-      }
+      const int term = lowest_bit(left);
+      add_table<T>(a_.terms[term].relative_position, pairs_.tile, a_.queries, pairs_.weights,
+                   table_sums() + o_.first[term]);
     }
   }
 
   AB_DEVICE void finish() const {
     if (o_.rows) {
       const float scale = o_.factor_term >= 0 ? a_.terms[o_.factor_term].low_rank.scale : a_.scale;
-      store(rows_, o_.rows + block_y() * a_.rows * own_count_ * o_.columns, o_.first_column, o_.columns,
+      store(rows_, o_.rows + block_y() * a_.rows * own_count() * o_.columns, o_.first_column, o_.columns,
             scale);
     }
     if constexpr (kOwnKeys) {
@@ -561,12 +559,12 @@ class GradientBlock {
                        float scale) const {
     AB_UNROLL
     for (int i = 0; i < T::kOwn; ++i) {
-      const int32_t own = own0_ + first_own_ + i;
-      if (own >= own1_) continue;
-      float* const row = to + (row_ * own_count_ + own) * columns;
+      const int32_t own = own0() + first_own() + i;
+      if (own >= own1()) continue;
+      float* const row = to + (row_ * own_count() + own) * columns;
       AB_UNROLL
       for (int c = 0; c < 4; ++c) {
-        const int32_t column = first_column + 4 * quad_ + c;
+        const int32_t column = first_column + 4 * quad() + c;
         if (column < columns) row[column] = sums[i][c] * scale;
       }
     }
@@ -574,14 +572,8 @@ class GradientBlock {
 
   const BackwardArguments& a_;
   const GradientOutputs& o_;
-  int32_t own_count_, tiles_;
   int64_t row_;  // b·H + h
   PairTile<T> pairs_;
-  int32_t own0_, own1_;
-  int quad_, first_own_;  // the thread's columns and own rows of the sums of rows
-  int own_ = 0;           // its own row of the sums of terms
-  double* own_sums_ = nullptr;
-  double* table_sums_ = nullptr;
   Sums rows_ = {};
   float values_[kOwnKeys ? T::kOwn : 1][4] = {};
 };

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/backward_kernel.cuh"
 #include "cuda/backward_launch.cuh"
 
 namespace attention_bias::cuda {

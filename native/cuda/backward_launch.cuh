@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/operations.h"
-#include "cuda/backward_kernel.cuh"
+#include "cuda/backward_arguments.cuh"
 #include "cuda/work.cuh"
 
 namespace attention_bias::cuda {

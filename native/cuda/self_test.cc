@@ -97,34 +97,6 @@ std::string compare_attention(Backend* backend) {
   return "";
 }
 
-// Two heads of 9 dims each, with positions, biases, a causal term and the query added.
-std::string compare_multihead(Backend* backend) {
-  constexpr int64_t kQueries = 70, kKeys = 90, kFeatures = 18;
-  std::vector<std::vector<float>> tensors;
-  const auto view = [&](Shape shape, float scale = 0.5f) {
-    tensors.push_back(centred(element_count(shape, "self-test"), static_cast<int64_t>(tensors.size())));
-    for (float& x : tensors.back()) x *= scale;
-    return TensorView{tensors.back().data(), DType::kFloat32, std::move(shape), "self-test"};
-  };
-  const TensorView query = view({1, kQueries, kFeatures}), query_pos = view({1, kQueries, kFeatures}),
-                   key = view({1, kKeys, kFeatures}), key_pos = view({1, kKeys, kFeatures}),
-                   in_weight = view({3 * kFeatures, kFeatures}, 0.2f), in_bias = view({3 * kFeatures}),
-                   out_weight = view({kFeatures, kFeatures}, 0.2f), out_bias = view({kFeatures});
-  MultiheadProblem p = multihead_problem(
-      {&query, &key, &key, &query_pos, &key_pos, &in_weight, &in_bias, &out_weight, &out_bias}, 2);
-  Program bias(p.extent);
-  bias.add_causal(Align::kBottomRight, "bias[0]");
-  p.bias = &bias;
-  p.identity = true;
-  std::vector<float> out(kQueries * kFeatures);
-  std::vector<double> want(out.size());
-  p.out = out.data();
-  reference_multihead(p, want.data());
-  backend->multihead(p, nullptr);
-  const double error = relative_error(out, want);
-  return error <= 1e-5 ? "" : "multihead has an error of " + number(error);
-}
-
 // Two levels under samples inside and outside, with every gradient and both ways of summing that by value.
 std::string compare_deformable(Backend* backend) {
   constexpr int64_t kQueries = 50, kHeads = 2, kDim = 32, kPoints = 4, kPixels = 8 * 9 + 3 * 5;
@@ -164,6 +136,34 @@ std::string compare_deformable(Backend* backend) {
     }
   }
   return "";
+}
+
+// Two heads of 9 dims each, with positions, biases, a causal term and the query added.
+std::string compare_multihead(Backend* backend) {
+  constexpr int64_t kQueries = 70, kKeys = 90, kFeatures = 18;
+  std::vector<std::vector<float>> tensors;
+  const auto view = [&](Shape shape, float scale = 0.5f) {
+    tensors.push_back(centred(element_count(shape, "self-test"), static_cast<int64_t>(tensors.size())));
+    for (float& x : tensors.back()) x *= scale;
+    return TensorView{tensors.back().data(), DType::kFloat32, std::move(shape), "self-test"};
+  };
+  const TensorView query = view({1, kQueries, kFeatures}), query_pos = view({1, kQueries, kFeatures}),
+                   key = view({1, kKeys, kFeatures}), key_pos = view({1, kKeys, kFeatures}),
+                   in_weight = view({3 * kFeatures, kFeatures}, 0.2f), in_bias = view({3 * kFeatures}),
+                   out_weight = view({kFeatures, kFeatures}, 0.2f), out_bias = view({kFeatures});
+  MultiheadProblem p = multihead_problem(
+      {&query, &key, &key, &query_pos, &key_pos, &in_weight, &in_bias, &out_weight, &out_bias}, 2);
+  Program bias(p.extent);
+  bias.add_causal(Align::kBottomRight, "bias[0]");
+  p.bias = &bias;
+  p.identity = true;
+  std::vector<float> out(kQueries * kFeatures);
+  std::vector<double> want(out.size());
+  p.out = out.data();
+  reference_multihead(p, want.data());
+  backend->multihead(p, nullptr);
+  const double error = relative_error(out, want);
+  return error <= 1e-5 ? "" : "multihead has an error of " + number(error);
 }
 
 }  // namespace

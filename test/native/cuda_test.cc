@@ -395,22 +395,25 @@ void aborts() {
 }  // namespace
 }  // namespace attention_bias::test
 
-int main() {
+int main(int count, char** arguments) {
   using namespace attention_bias::test;
-  random_stacks(150);
+  const bool quick = count > 1 && std::string(arguments[1]) == "quick";
+  const uint32_t seeds = quick ? 30 : 150;
+  random_stacks(seeds);
   shapes();
   lagging_bases();
   special_cases([](Case& c) { check_case(c, true); });
-  for (uint32_t seed = 0; seed < 60; ++seed) check_case(*random_case(seed), false, by_gathering);
-  gathered_windows(150);
+  for (uint32_t seed = 0; seed < (quick ? 15u : 60u); ++seed)
+    check_case(*random_case(seed), false, by_gathering);
+  gathered_windows(seeds);
   gathered_shapes();
   special_cases([](Case& c) { check_case(c, false, by_gathering); });
   cuts();
   choice();
-  bias_rows(150);
+  bias_rows(seeds);
   router_and_project();
-  linear_layers(150);
-  multihead(60);
+  linear_layers(seeds);
+  multihead(quick ? 15 : 60);
   aborts();
   printf("greatest relative errors: f32 %.3g, tf32 %.3g, bf16 %.3g, gathered %.3g (emulated)\n", greatest[0],
          greatest[1], greatest[2], greatest_gathered);
