@@ -193,7 +193,7 @@ describe('parseJob refuses in one line that names the field, what it holds and w
   });
 
   test('long values are cut', () => {
-    expect(refusal({ op: 'x'.repeat(1000) }).length).toBeLessThan(300);
+    expect(refusal({ op: 'x'.repeat(1000) }).length).toBeLessThan(refusal({ op: 'x' }).length + 100);
   });
 });
 
