@@ -84,7 +84,7 @@ describe('deformable', () => {
     await expectError(() => device.deformableBackward({ ...inputs(), signal }), 'ERR_ABORTED');
   });
 
-  test.each<[object, string, ...string[]]>([
+  const refused: [object, string, ...string[]][] = [
     [{ spatialShapes: undefined }, 'ERR_VALUE', 'spatialShapes', 'undefined'],
     [{ spatialShapes: '4x5' }, 'ERR_VALUE', 'spatialShapes', '"4x5"'],
     [{ spatialShapes: [] }, 'ERR_VALUE', 'at least one [h, w]', 'spatialShapes'],
@@ -161,7 +161,11 @@ describe('deformable', () => {
     [{ gradOut: undefined }, 'ERR_VALUE', 'gradOut', 'undefined'],
     [{ deterministic: 1 }, 'ERR_VALUE', 'true or false', 'deterministic', '1'],
     [{ points: 4 }, 'ERR_VALUE', 'no other fields', '"points"'],
-  ])('refuses %j', async (changes, code, ...words) => {
+  ];
+  // Named by what the error says, since tensors are long.
+  test.each(
+    refused.map(([changes, ...says]): [string, object, ...string[]] => [says.join(', '), changes, ...says]),
+  )('refuses by %s', async (_, changes, code, ...words) => {
     const args = { ...inputs(), ...changes } as DeformableBackwardArgs;
     await expectError(() => device.deformableBackward(args), code as 'ERR_VALUE', ...words);
   });
