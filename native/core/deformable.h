@@ -94,7 +94,9 @@ AB_HD BilinearPoint<Real> bilinear_point(const DeformableLevel& level, float loc
   const int32_t left = (x >= 0) & (x < level.width), right = (x >= -1) & (x + 1 < level.width);
   const int32_t top = (y >= 0) & (y < level.height), bottom = (y >= -1) & (y + 1 < level.height);
   BilinearPoint<Real> point;
-  point.pixel = level.start + (y & -top) * level.width + (x & -left);
+  // Unsigned, so that the product may wrap where no such pixel is.
+  const uint32_t above = static_cast<uint32_t>(y & -top) * static_cast<uint32_t>(level.width);
+  point.pixel = level.start + static_cast<int32_t>(above) + (x & -left);
   point.right = left & right;
   point.down = level.width & -(top & bottom);
   point.inside =
