@@ -1,5 +1,5 @@
 // Builds the addon with the CUDA part upon an emulator (test/native/emulator.h) into build-emulated/, for the conformance
-// tests, where CMake is there. With --sanitize under ASan and UBSan, into build-emulated-sanitize/, the native tests beside it.
+// tests, where CMake is there.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -8,18 +8,13 @@ const { availableParallelism } = require('node:os');
 const { join } = require('node:path');
 
 const root = join(__dirname, '..');
-const sanitize = process.argv.includes('--sanitize');
-const folder = join(root, sanitize ? 'build-emulated-sanitize' : 'build-emulated');
+const folder = join(root, 'build-emulated');
 
 if (spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status !== 0) {
   console.log('emulated CUDA: not built, since CMake is not installed (apt-get install cmake)');
 } else {
   const options = ['--directory', root, '--out', folder, '--parallel', String(availableParallelism())];
-  const flags = [
-    '--CDATTENTION_BIAS_EMULATED=ON',
-    '--CDATTENTION_BIAS_CUDA=off',
-    ...(sanitize ? ['--CDATTENTION_BIAS_SANITIZE=ON', '--CDATTENTION_BIAS_TESTS=ON'] : []),
-  ];
+  const flags = ['--CDATTENTION_BIAS_EMULATED=ON', '--CDATTENTION_BIAS_CUDA=off'];
   // What is there is brought up to date; `rebuild` would begin anew.
   const command = existsSync(join(folder, 'CMakeCache.txt')) ? 'build' : 'rebuild';
   const script = require.resolve('cmake-js/bin/cmake-js');

@@ -4,44 +4,17 @@
  * Transformer: Towards Fast and Robust 3D Object Detection", ICCV 2023. Both wrap torch.nn.MultiheadAttention: positions are
  * added to query and key, never to value, and an identity is added to the output.
  */
+import type { Device, MultiheadWeights } from '../device.js';
 import { expected } from '../errors.js';
 import type { Tensor, TensorLike } from '../tensor.js';
 import type { BiasTerm } from '../terms.js';
 import { floatTensor, requireFloats, requireShape, type FloatTensor } from './check.js';
 
-/** The operation of a `Device` that the layers take. */
-export interface MultiheadDevice {
-  multihead(args: {
-    query: TensorLike;
-    key: TensorLike;
-    value: TensorLike;
-    queryPos?: TensorLike | undefined;
-    keyPos?: TensorLike | undefined;
-    heads: number;
-    inProjWeight: TensorLike;
-    inProjBias?: TensorLike | undefined;
-    outProjWeight: TensorLike;
-    outProjBias?: TensorLike | undefined;
-    bias?: readonly BiasTerm[] | undefined;
-    identity?: boolean | undefined;
-    signal?: AbortSignal | undefined;
-  }): Promise<Tensor>;
-}
-
-/** A torch.nn.MultiheadAttention's parameters. */
-export interface MultiheadWeights {
-  heads: number;
-  /** float32 [3E, E]: `attn.in_proj_weight`, rows of query, key and value */
-  inProjWeight: TensorLike;
-  /** float32 [3E]: `attn.in_proj_bias` */
-  inProjBias?: TensorLike | undefined;
-  /** float32 [E, E]: `attn.out_proj.weight` */
-  outProjWeight: TensorLike;
-  /** float32 [E]: `attn.out_proj.bias` */
-  outProjBias?: TensorLike | undefined;
-}
+/** What the layers take of a `Device`. */
+export type MultiheadDevice = Pick<Device, 'multihead'>;
 
 export interface PetrAttentionArgs extends MultiheadWeights {
+  heads: number;
   /** float32 [B, Q, E] */
   query: TensorLike;
   /** float32 [B, K, E]; default `query`: self-attention */
@@ -80,6 +53,7 @@ export async function petrAttention(device: MultiheadDevice, args: PetrAttention
 }
 
 export interface CmtAttentionArgs extends MultiheadWeights {
+  heads: number;
   /** float32 [B, Q, E]: object queries; zeros in the first layer */
   query: TensorLike;
   /** float32 [B, Q, E]: the sum of the query's BEV and camera embeddings */

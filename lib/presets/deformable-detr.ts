@@ -3,6 +3,7 @@
  * for End-to-End Object Detection", ICLR 2021. Each head of a query reads a few points of each level's map round the query's
  * reference point; where they lie and how much they weigh are linear in the query.
  */
+import type { Device } from '../device.js';
 import { expected } from '../errors.js';
 import type { Tensor, TensorLike } from '../tensor.js';
 import {
@@ -16,22 +17,8 @@ import {
   type Size,
 } from './check.js';
 
-/** The operations of a `Device` that the layer takes. */
-export interface DeformableDevice {
-  linear(args: {
-    input: TensorLike;
-    weight: TensorLike;
-    bias?: TensorLike | undefined;
-    signal?: AbortSignal | undefined;
-  }): Promise<Tensor>;
-  deformable(args: {
-    value: TensorLike;
-    spatialShapes: readonly Size[];
-    samplingLocations: TensorLike;
-    attentionWeights: TensorLike;
-    signal?: AbortSignal | undefined;
-  }): Promise<Tensor>;
-}
+/** What the layer takes of a `Device`. */
+export type DeformableDevice = Pick<Device, 'linear' | 'deformable'>;
 
 export interface Linear {
   /** float32 [outputs, inputs] */

@@ -6,7 +6,7 @@ export type { AqrArgs, DecoderTerms, FreshRouter } from './aqr.js';
 export { beitTerms } from './beit.js';
 export type { BeitArgs } from './beit.js';
 export { cmtAttention, joinTokens, petrAttention } from './cmt.js';
-export type { CmtAttentionArgs, MultiheadDevice, MultiheadWeights, PetrAttentionArgs } from './cmt.js';
+export type { CmtAttentionArgs, MultiheadDevice, PetrAttentionArgs } from './cmt.js';
 export {
   conditionalAttention,
   conditionalScale,

@@ -135,6 +135,36 @@ BackwardPieces cut_backward(const BackwardProblem& problem, int64_t query_block,
   return c;
 }
 
+// The gradients by a panel's rows, of queries or of keys: as pieces leave them, of all batch rows and heads
+// by run of keys, and what they sum up to.
+struct RowGradients {
+  float* out;      // null where nobody wants them
+  Shape shape;     // of out: [1|B, 1|H, tokens, dims]
+  int64_t copies;  // the runs of keys that each leave a share
+  float* to;       // [copies][B, H, tokens, dims]: `out` itself where nothing is to be summed up
+
+  // The memory that `to` needs apart from `out`.
+  int64_t partial_floats(const Extent& e) const {
+    if (!out || (copies == 1 && shape[0] == e.batch && shape[1] == e.heads)) return 0;
+    return copies * e.batch * e.heads * shape[2] * shape[3];
+  }
+  float* row(int64_t index) const { return out ? to + index * shape[3] : nullptr; }
+
+  // Element i of out.
+  void sum_up(const Extent& e, int64_t i) const {
+    const int64_t floats = shape[2] * shape[3], all = e.batch * e.heads * floats;
+    const int64_t in_row = i % floats, h0 = i / floats % shape[1], b0 = i / floats / shape[1];
+    double sum = 0;
+    for (int64_t b = b0; b < e.batch; b += shape[0]) {
+      for (int64_t h = h0; h < e.heads; h += shape[1]) {
+        const float* copy = to + (b * e.heads + h) * floats + in_row;
+        for (int64_t n = 0; n < copies; ++n) sum += static_cast<double>(copy[n * all]);
+      }
+    }
+    out[i] = static_cast<float>(sum);
+  }
+};
+
 // What a visited key costs beside one of a tile, at head dim 32 on x86-64-v2 and v4; both grow alike with it.
 // Under windows 2.8: 3.6 ns against 1.3. Under sliding windows alone neighbouring rows see the same keys, so
 // that they come from L1: 2. But there the tiles off the band are skipped, and those on it cost as much as
@@ -570,13 +600,13 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   AttentionProblem& p = problem.attention;
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads;
+  p = s.in_f32(p, abort);
   p.precision = Precision::kF32;  // of gradients at every precision
   if (!p.out) {
     p.out = s.forward.floats(rows * e.queries * (p.value_dim + 1));
     p.lse = p.out + rows * e.queries * p.value_dim;
     attention(p, abort);
   }
-  p = s.in_f32(p, abort);
   const Kernels& kernels = s.isa.kernels;
   const auto run = [&](int64_t count, const auto& body) { s.run(count, abort, body); };
 
@@ -591,45 +621,31 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
                          s.all_finite(problem.grad_out, rows * e.queries * p.value_dim, abort));
   const bool listed = s.near_gradients.build(p, kernels.query_block(), run);
 
-  // A panel is the head's own dims, or a lowRank term's. What comes out of it by run of keys, or by batch row
-  // and head though its tensor has these in common, is summed up at the end.
-  struct Panel {
-    int64_t dims;
-    float *query, *key;  // the gradients of all batch rows and heads; null: unwanted
-    float *query_out, *key_out;
-    Shape query_shape, key_shape;
+  // By panel, which are the head's own dims and each lowRank term's.
+  std::vector<RowGradients> by_query, by_key;
+  const auto add_panel = [&](float* query, Shape query_shape, float* key, Shape key_shape) {
+    by_query.push_back({query, std::move(query_shape), c.key_runs, nullptr});
+    by_key.push_back({key, std::move(key_shape), 1, nullptr});
   };
-  std::vector<Panel> panels;
-  const auto shape_of = [&](int64_t tokens, int64_t dims) { return Shape{e.batch, e.heads, tokens, dims}; };
-  panels.push_back({p.head_dim, nullptr, nullptr, problem.grad_query, problem.grad_key,
-                    shape_of(e.queries, p.head_dim), shape_of(e.keys, p.head_dim)});
-  if (p.bias) {
-    for (size_t i = 0; i < p.bias->learnables().size(); ++i) {
-      const Learnable& learnable = p.bias->learnables()[i];
-      const Term& term = p.bias->terms()[static_cast<size_t>(learnable.term)];
-      if (term.type != TermType::kLowRank || learnable.slot != 0) continue;
-      const bool wanted = !problem.grad_terms.empty();
-      panels.push_back({term.low_rank.rank, nullptr, nullptr, wanted ? problem.grad_terms[i] : nullptr,
-                        wanted ? problem.grad_terms[i + 1] : nullptr, learnable.tensor.shape,
-                        p.bias->learnables()[i + 1].tensor.shape});
-    }
+  add_panel(problem.grad_query, {e.batch, e.heads, e.queries, p.head_dim}, problem.grad_key,
+            {e.batch, e.heads, e.keys, p.head_dim});
+  for (size_t i = 0; p.bias && i < p.bias->learnables().size(); ++i) {
+    const Learnable& learnable = p.bias->learnables()[i];
+    const Term& term = p.bias->terms()[static_cast<size_t>(learnable.term)];
+    if (term.type != TermType::kLowRank || learnable.slot != 0) continue;
+    const bool wanted = !problem.grad_terms.empty();
+    add_panel(wanted ? problem.grad_terms[i] : nullptr, learnable.tensor.shape,
+              wanted ? problem.grad_terms[i + 1] : nullptr, p.bias->learnables()[i + 1].tensor.shape);
   }
   int64_t partial_floats = 0;
-  for (const int pass : {0, 1}) {
-    float* next = pass == 0 ? nullptr : s.partial.floats(std::max<int64_t>(partial_floats, 1));
-    for (Panel& panel : panels) {
-      const auto place = [&](float** to, float* out, const Shape& shape, int64_t tokens, int64_t copies) {
-        if (!out) return;
-        if (copies == 1 && shape == shape_of(tokens, panel.dims)) {
-          *to = out;
-          return;
-        }
-        const int64_t floats = copies * rows * tokens * panel.dims;
-        if (pass == 0) partial_floats += floats;
-        if (pass == 1) *to = next, next += floats;
-      };
-      place(&panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
-      place(&panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+  for (const auto* gradients : {&by_query, &by_key}) {
+    for (const RowGradients& g : *gradients) partial_floats += g.partial_floats(e);
+  }
+  float* partial = s.partial.floats(partial_floats);
+  for (auto* gradients : {&by_query, &by_key}) {
+    for (RowGradients& g : *gradients) {
+      g.to = g.partial_floats(e) == 0 ? g.out : partial;
+      partial += g.partial_floats(e);
     }
   }
 
@@ -649,7 +665,7 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
     if (!problem.grad_terms.empty()) {
       task.sinks = terms.enter(group, row0 / e.heads, (row1 - 1) / e.heads + 1);
     }
-    std::vector<float*> grad_query(panels.size()), grad_key(panels.size());
+    std::vector<float*> grad_query(by_query.size()), grad_key(by_key.size());
     task.grad_query = grad_query.data();
     task.grad_key = grad_key.data();
     for (int64_t row = row0; row < row1; ++row) {
@@ -661,42 +677,23 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
         task.q0 = static_cast<int32_t>(q0);
         task.q1 = static_cast<int32_t>(std::min(e.queries, q0 + c.query_run));
         task.adds = q0 != 0;
-        for (size_t i = 0; i < panels.size(); ++i) {
-          const Panel& panel = panels[i];
-          const int64_t first = (key_index * rows + row) * e.queries + q0;
-          grad_query[i] = panel.query ? panel.query + first * panel.dims : nullptr;
-          grad_key[i] = panel.key ? panel.key + row * e.keys * panel.dims : nullptr;
+        for (size_t i = 0; i < by_query.size(); ++i) {
+          grad_query[i] = by_query[i].row((key_index * rows + row) * e.queries + q0);
+          grad_key[i] = by_key[i].row(row * e.keys);
         }
         if (!kernels.backward(task)) throw_aborted();
       }
     }
   });
-  for (const Panel& panel : panels) {
-    const auto sum_up = [&](const float* from, float* out, const Shape& shape, int64_t tokens,
-                            int64_t copies) {
-      if (from == out) return;
-      const int64_t floats = tokens * panel.dims, heads = shape[1], all = rows * floats;
-      // Of batch row and head i of the tensor; those that it has in common lie apart by these.
-      const int64_t batch_count = shape[0] > 1 ? 1 : e.batch, head_count = heads > 1 ? 1 : e.heads;
+  for (const auto* gradients : {&by_query, &by_key}) {
+    for (const RowGradients& g : *gradients) {
+      if (g.partial_floats(e) == 0) continue;
       constexpr int64_t kRun = 4096;
-      const int64_t runs = ceil_div(floats, kRun);
-      run(shape[0] * heads * runs, [&](int64_t item, int) {
-        const int64_t i = item / runs, begin = item % runs * kRun, end = std::min(floats, begin + kRun);
-        const float* first = from + (i / heads * e.heads + i % heads) * floats;
-        for (int64_t at = begin; at < end; ++at) {
-          double sum = 0;
-          for (int64_t b = 0; b < batch_count; ++b) {
-            for (int64_t h = 0; h < head_count; ++h) {
-              const float* copy = first + (b * e.heads + h) * floats + at;
-              for (int64_t n = 0; n < copies; ++n) sum += static_cast<double>(copy[n * all]);
-            }
-          }
-          out[i * floats + at] = static_cast<float>(sum);
-        }
+      const int64_t count = element_count(g.shape, "");
+      run(ceil_div(count, kRun), [&](int64_t item, int) {
+        for (int64_t i = item * kRun; i < std::min(count, (item + 1) * kRun); ++i) g.sum_up(e, i);
       });
-    };
-    sum_up(panel.query, panel.query_out, panel.query_shape, e.queries, c.key_runs);
-    sum_up(panel.key, panel.key_out, panel.key_shape, e.keys, 1);
+    }
   }
   terms.join(run);
 }

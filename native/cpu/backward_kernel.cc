@@ -55,11 +55,10 @@ struct Work {
   const BackwardTask* task;
   const AttentionProblem* problem;
   const Term* terms;
-  uint64_t element_terms;  // all but lowRank
-  uint64_t planned_terms;  // element_terms but for those that are listed
-  uint64_t learned_terms;  // of element_terms those whose gradients are wanted
+  uint64_t planned_terms;  // all but lowRank and those that are listed
+  uint64_t learned_terms;  // all but lowRank that have something learnable
   int32_t first_learnable[kMaxTerms];
-  int32_t head_dim, value_dim;
+  int32_t value_dim;
   int32_t packed_dims;
   int panel_count;
   Panel panels[kMaxPanels];  // the query is a block's
@@ -493,7 +492,6 @@ bool backward(const BackwardTask& t) {
   Work w = {};
   w.task = &t;
   w.problem = &p;
-  w.head_dim = static_cast<int32_t>(p.head_dim);
   w.value_dim = static_cast<int32_t>(p.value_dim);
   w.packed_dims = static_cast<int32_t>(packed_dims(p));
   w.value = p.value.f32() + head * p.extent.keys * p.value_dim;
@@ -515,7 +513,8 @@ bool backward(const BackwardTask& t) {
                                next += static_cast<int64_t>(step) * padded(dims);
                              };
   add_panel(p.query.f32() + head * p.extent.queries * p.head_dim,
-            p.key.f32() + head * p.extent.keys * p.head_dim, w.head_dim, static_cast<float>(p.scale));
+            p.key.f32() + head * p.extent.keys * p.head_dim, static_cast<int32_t>(p.head_dim),
+            static_cast<float>(p.scale));
   if (p.bias) {
     w.terms = p.bias->term_data();
     int32_t learnable = 0;
@@ -529,7 +528,6 @@ bool backward(const BackwardTask& t) {
         add_panel(column.query_factors, column.key_factors, term.rank, term.scale);
         continue;
       }
-      w.element_terms |= bit;
       const bool listed = visit(w.terms[i], [](const auto& term) AB_INLINE_LAMBDA {
         using T = std::decay_t<decltype(term)>;
         return T::kLocal && !T::kHides;

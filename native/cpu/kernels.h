@@ -90,8 +90,7 @@ struct BackwardTask {
   const BackwardProblem* problem;
   int64_t b, h;
   int32_t q0, q1, k0, k1;
-  bool
-      adds;  // to the gradients by keys and values, for which earlier tasks wrote; otherwise they are written
+  bool adds;                              // to the gradients by keys and values, which an earlier task wrote
   bool careful;                           // whether inputs may hold NaN or infinities that masks hide
   const NearBlockOf<NearGradient>* near;  // as AttentionTask::near
   const GradientSink* sinks;              // of learnables(); null where nobody wants those gradients

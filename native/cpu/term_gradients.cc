@@ -48,9 +48,9 @@ TermGradients::TermGradients(const BackwardProblem& problem, int64_t groups)
     const Program& bias = *problem.attention.bias;
     const Learnable& learnable = bias.learnables()[i];
     const int64_t elements = element_count(learnable.tensor.shape, learnable.tensor.name);
-    const bool in_place = of_pairs(learnable, bias) || low_rank(learnable, bias);
+    const bool pairs = of_pairs(learnable, bias), in_place = pairs || low_rank(learnable, bias);
     tensors_.push_back({problem.grad_terms[i], elements, elements_of_batch_row(learnable, bias), in_place});
-    if (in_place) std::fill_n(problem.grad_terms[i], elements, 0.0f);
+    if (pairs) std::fill_n(problem.grad_terms[i], elements, 0.0f);
   }
 }
 

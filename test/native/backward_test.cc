@@ -16,8 +16,7 @@ namespace attention_bias::test {
 namespace {
 
 double greatest_error = 0;
-uint32_t seeds = 120;
-bool quick = false;  // fewer random cases, on two threads only: where it is sanitized
+bool quick = false;  // two threads only and fewer random cases: where it is sanitized
 
 void check_gradients(const Case& c, Random& r, double tolerance = kTolerance) {
   Gradients g(c, r);
@@ -42,14 +41,6 @@ void check_gradients(const Case& c, Random& r, double tolerance = kTolerance) {
     }
   }
   context = name;
-}
-
-void random_stacks() {
-  for (uint32_t seed = 0; seed < seeds; ++seed) {
-    const auto c = random_case(seed);
-    Random r(seed + 1000);
-    check_gradients(*c, r);
-  }
 }
 
 // Σ out·grad_out in float64.
@@ -201,9 +192,8 @@ void aborts() {
 int main(int count, char** arguments) {
   using namespace attention_bias::test;
   quick = count > 1 && std::string(arguments[1]) == "quick";
-  if (quick) seeds = 10;
   finite_differences();
-  random_stacks();
+  random_gradients(quick ? 10 : 120, [](const Case& c, Random& r) { check_gradients(c, r); });
   shapes();
   shared_tensors();
   hidden_nan([](const Case& c, Random& r) { check_gradients(c, r); });

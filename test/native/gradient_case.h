@@ -66,6 +66,16 @@ inline double error_of(const std::vector<float>& got, const std::vector<double>&
   return std::sqrt(difference / (norm > 1e-20 * n ? norm : n));
 }
 
+// Calls check(case, random) for attentions of random size under random stacks of terms.
+template <class Check>
+void random_gradients(uint32_t seeds, Check check) {
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
+    const auto c = random_case(seed);
+    Random r(seed + 1000);
+    check(*c, r);
+  }
+}
+
 // Calls check(case, random) where what masks hide holds what is no number.
 template <class Check>
 void hidden_nan(Check check) {
