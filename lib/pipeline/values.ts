@@ -1,5 +1,5 @@
 /** What a pipeline knows of the values that pass through it: their bytes, and the native memory of those that come to nothing. */
-import { madeTensors, Tensor, type DType } from '../tensor.js';
+import { bytesOf, madeTensors, Tensor } from '../tensor.js';
 
 /** Values hold their arrays and tensors this deep at most: { gradients: { terms: [{ segments: [{ weights }] }] } }. */
 const DEPTH = 6;
@@ -9,8 +9,6 @@ function isPlain(value: object): boolean {
   // By tag, not by prototype: an object of another realm is as good.
   return Object.prototype.toString.call(value) === '[object Object]';
 }
-
-const ELEMENT_BYTES: Record<DType, number> = { float32: 4, int32: 4, uint8: 1, bfloat16: 2 };
 
 /**
  * The bytes of the text, buffers, typed arrays and Tensors in a value: itself, or the entries of plain objects, arrays and maps;
@@ -22,9 +20,7 @@ export function byteSize(value: unknown): number {
     if (typeof value === 'string') return 2 * value.length;
     if (typeof value !== 'object' || value === null || depth > DEPTH || seen.has(value)) return 0;
     seen.add(value);
-    if (value instanceof Tensor) {
-      return (value as Tensor<DType>).size * ELEMENT_BYTES[(value as Tensor<DType>).dtype];
-    }
+    if (value instanceof Tensor) return bytesOf(value);
     if (ArrayBuffer.isView(value)) {
       const counted = seen.has(value.buffer);
       seen.add(value.buffer);
