@@ -306,8 +306,8 @@ export async function runPipeline(args: PipelineArguments, signal: AbortSignal):
   const part = partOf(args.shard);
   const stderr = openLog({ level: args['log-level'] ?? (process.stderr.isTTY ? 'silent' : 'info') });
   const run = await planRun(runOptions(args, manifest), signal);
-  await claimFolder(run);
   using device = await openDevice(args);
+  await claimFolder(run); // before its log is opened there: the folder may be another run's
   if (part.source !== undefined) {
     const { index, count, source } = part;
     if (process.stderr.isTTY) process.stderr.write(`part ${index}/${count}, by ${source}\n`);
