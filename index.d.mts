@@ -1,2 +1,14 @@
-export { Adam, open, AttentionBiasError, loadMultihead, operations, pipeline, pipelineStream } from './dist/index.js';
+export {
+  Adam,
+  open,
+  AttentionBiasError,
+  loadMultihead,
+  operations,
+  pipeline,
+  pipelineStream,
+  planRun,
+  runShard,
+  readManifest,
+  readItemLines,
+} from './dist/index.js';
 export type * from './dist/index.js';
