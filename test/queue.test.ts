@@ -40,6 +40,7 @@ function newRun(shards: number, options: Record<string, unknown> = {}): QueuedRu
     items: 2 * shards - 1,
     shardSize: 2,
     shards,
+    version: '1.0.0',
     options: { out, ...options },
   };
 }

@@ -10,11 +10,14 @@ import {
   MAX_FAILURES_SHOWN,
   DEFAULT_ATTEMPTS,
   DEFAULT_BACKOFF_MS,
+  UnfitError,
   abandoned,
   asError,
-  isUnfit,
+  endsWorker,
   statusOf,
+  type EnqueueOptions,
   type Failure,
+  type QueuedRun,
   type QueueStatus,
   type RunStatus,
   type RunTask,
@@ -49,8 +52,9 @@ const LOOK_MS = 1000;
 
 /** What a job holds: enough to plan the run on another machine. */
 const jobData = z.object({
-  run: z.object({ id: z.string(), options: z.record(z.string(), z.unknown()) }),
+  run: z.object({ id: z.string(), version: z.string(), options: z.record(z.string(), z.unknown()) }),
   shard: z.int().min(0),
+  retryFailed: z.boolean(),
 });
 type JobData = z.infer<typeof jobData>;
 
@@ -71,8 +75,8 @@ function whenAborted(signal: AbortSignal | undefined, done: () => void): void {
 }
 
 function taskOf(job: Job<JobData>): ShardTask {
-  const { run, shard } = jobData.parse(job.data);
-  return { run, shard, attempt: job.attemptsMade + 1, attempts: job.opts.attempts ?? 1 };
+  const data = jobData.parse(job.data);
+  return { ...data, attempt: job.attemptsMade + 1, attempts: job.opts.attempts ?? 1 };
 }
 
 /** Connects; errors are those of `connectRedis`, and ERR_VALUE for options out of range. */
@@ -103,13 +107,15 @@ export async function redisQueue(options: RedisQueueOptions): Promise<ShardQueue
 const enqueue = async (
   queue: Queue<JobData>,
   ledger: Ledger,
-  run: Parameters<ShardQueue['enqueue']>[0],
-  { attempts = DEFAULT_ATTEMPTS, backoffMs = DEFAULT_BACKOFF_MS }: Parameters<ShardQueue['enqueue']>[1] = {},
+  run: QueuedRun,
+  how: EnqueueOptions = {},
 ): Promise<number> => {
+  const { attempts = DEFAULT_ATTEMPTS, backoffMs = DEFAULT_BACKOFF_MS, retryFailed = false } = how;
   await ledger.add(run);
   const failed = await jobsOf(queue, 'failed', run.id);
   // One that failed is taken out and added anew: its attempts and the workers it has lost are counted from none.
   for (const id of failed) await queue.remove(id);
+  if (retryFailed) await ledger.reopen(run.id);
   let bits = (await ledger.get(run.id))?.bits ?? Buffer.alloc(0);
   const all = Array.from({ length: run.shards }, (_, shard) => shard);
   let missing = all.filter((shard) => !hasBit(bits, shard));
@@ -118,21 +124,21 @@ const enqueue = async (
     bits = Buffer.alloc(0);
     missing = all;
   }
-  const how: JobsOptions = {
+  const opts: JobsOptions = {
     attempts,
     backoff: { type: 'exponential', delay: backoffMs },
     removeOnComplete: true, // the ledger knows it, in one bit
     removeOnFail: false,
   };
-  const data = { id: run.id, options: { ...run.options } };
+  const data = { id: run.id, version: run.version, options: { ...run.options } };
   for (let at = 0; at < missing.length; at += CHUNK) {
     const chunk = missing.slice(at, at + CHUNK);
     // A job whose id is in the queue already stays as it is.
     await queue.addBulk(
       chunk.map((shard) => ({
         name: 'shard',
-        data: { run: data, shard },
-        opts: { ...how, jobId: jobId(run.id, shard) },
+        data: { run: data, shard, retryFailed },
+        opts: { ...opts, jobId: jobId(run.id, shard) },
       })),
     );
   }
@@ -250,11 +256,11 @@ async function work(place: Place, runTask: RunTask, options: WorkOptions): Promi
     try {
       await doTask(job, task);
     } catch (thrown) {
-      if (abandonSignal.aborted) await giveBack(job, task);
-      if (isUnfit(thrown)) {
+      if (endsWorker(thrown)) {
         unfit = asError(thrown);
         end();
       }
+      if (abandonSignal.aborted || thrown instanceof UnfitError) await giveBack(job, task);
       throw thrown;
     }
   };

@@ -3,10 +3,11 @@ import {
   DEFAULT_ATTEMPTS,
   DEFAULT_BACKOFF_MS,
   RATE_WINDOW,
+  UnfitError,
   abandoned,
   asError,
   backoff,
-  isUnfit,
+  endsWorker,
   statusOf,
   type Computed,
   type Failure,
@@ -22,6 +23,7 @@ interface Entry {
   readonly enqueued: number;
   readonly attempts: number;
   readonly backoffMs: number;
+  readonly retryFailed: boolean;
   /** shard → failed items */
   readonly done: Map<number, number>;
   /** shard → items so far */
@@ -84,8 +86,8 @@ export function embeddedQueue(): ShardQueue {
     runTask: RunTask,
     { abandon, onEvent }: WorkOptions,
   ): Promise<void> => {
-    const { run, attempts } = entry;
-    const task = { run, shard, attempt: number, attempts };
+    const { run, attempts, retryFailed } = entry;
+    const task = { run, shard, retryFailed, attempt: number, attempts };
     entry.active.set(shard, 0);
     onEvent?.({ type: 'begin', task });
     try {
@@ -99,10 +101,10 @@ export function embeddedQueue(): ShardQueue {
       onEvent?.({ type: 'done', task, outcome });
     } catch (thrown) {
       entry.active.delete(shard);
-      if (abandon?.aborted) {
+      if (abandon?.aborted || thrown instanceof UnfitError) {
         waiting.unshift({ entry, shard, attempt: number });
         onEvent?.({ type: 'returned', task });
-        throw abandoned(abandon);
+        throw abandon?.aborted ? abandoned(abandon) : thrown;
       }
       const error = asError(thrown);
       const last = number >= attempts;
@@ -117,18 +119,19 @@ export function embeddedQueue(): ShardQueue {
         entry.retrying.set(shard, setTimeout(again, backoff(number, entry.backoffMs)));
       }
       onEvent?.({ type: 'failed', task, error, last });
-      if (isUnfit(thrown)) throw error;
+      if (endsWorker(thrown)) throw error;
     } finally {
       changed();
     }
   };
 
   return {
-    enqueue(run, { attempts = DEFAULT_ATTEMPTS, backoffMs = DEFAULT_BACKOFF_MS } = {}) {
+    enqueue(run, how = {}) {
+      const { attempts = DEFAULT_ATTEMPTS, backoffMs = DEFAULT_BACKOFF_MS, retryFailed = false } = how;
       let entry = entries.get(run.id);
       if (!entry || entry.done.size === run.shards) {
         const none = { done: new Map(), active: new Map(), retrying: new Map(), failed: new Map() };
-        entry = { run, enqueued: Date.now(), attempts, backoffMs, recent: [], ...none };
+        entry = { run, enqueued: Date.now(), attempts, backoffMs, retryFailed, recent: [], ...none };
         entries.set(run.id, entry);
         for (let shard = 0; shard < run.shards; ++shard) waiting.push({ entry, shard, attempt: 1 });
       } else {

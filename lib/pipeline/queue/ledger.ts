@@ -42,6 +42,8 @@ export interface Ledger {
   finish(id: string, shard: number, outcome: ShardOutcome): Promise<void>;
   /** Forgets what is finished. */
   restart(id: string): Promise<void>;
+  /** Forgets that shards with failed items are finished. */
+  reopen(id: string): Promise<void>;
   get(id: string): Promise<LedgerEntry | undefined>;
   /** ids in the order of their enqueueing */
   list(): Promise<string[]>;
@@ -84,6 +86,14 @@ export function openLedger(redis: Redis, queue: string): Ledger {
     },
     async restart(id) {
       await redis.del(...parts(id));
+    },
+    async reopen(id) {
+      const [done, failedItems] = parts(id);
+      const reopened = redis.multi();
+      for (const shard of await redis.hkeys(failedItems)) {
+        reopened.setbit(done, shard, 0).hdel(failedItems, shard);
+      }
+      await reopened.exec();
     },
     async get(id) {
       const [done, failedItems, recent] = parts(id);

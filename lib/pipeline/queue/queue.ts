@@ -19,9 +19,14 @@ export interface QueuedRun {
   /** items of a shard; the last may have fewer */
   readonly shardSize: number;
   readonly shards: number;
+  /** of the package that planned it: another's shards may be others */
+  readonly version: string;
   /** what `planRun` takes */
   readonly options: Readonly<Record<string, unknown>>;
 }
+
+/** What of a run comes with each of its shards. */
+export type QueuedPlan = Pick<QueuedRun, 'id' | 'version' | 'options'>;
 
 /** The id of a run with this key in this folder: enqueueing it twice adds nothing, in another folder it is another run. */
 export function runId(key: string, out: string): string {
@@ -33,8 +38,10 @@ export function runId(key: string, out: string): string {
 
 /** One shard, as it is handed out. */
 export interface ShardTask {
-  readonly run: Pick<QueuedRun, 'id' | 'options'>;
+  readonly run: QueuedPlan;
   readonly shard: number;
+  /** whether it is computed again if some of its items failed */
+  readonly retryFailed: boolean;
   /** counted from 1; a shard whose worker died counts no attempt */
   readonly attempt: number;
   readonly attempts: number;
@@ -53,7 +60,7 @@ export interface TaskContext {
   /** aborted when the shard is given up: reject then */
   readonly signal: AbortSignal;
   /** says that so many of the shard's items are done */
-  progress(items: number): void;
+  readonly progress: (items: number) => void;
 }
 
 /** Does a shard. Called again for the same shard after a failure, and where a worker died; also twice at the same time. */
@@ -64,6 +71,8 @@ export interface EnqueueOptions {
   readonly attempts?: number | undefined;
   /** milliseconds before the second attempt, twice as many before the third …; default 5,000 */
   readonly backoffMs?: number | undefined;
+  /** whether finished shards with failed items are computed again; default false */
+  readonly retryFailed?: boolean | undefined;
 }
 
 export type WorkEvent =
@@ -145,8 +154,8 @@ export interface ShardQueue {
    */
   enqueue(run: QueuedRun, options?: EnqueueOptions): Promise<number>;
   /**
-   * Takes shards and does them. Rejects with ERR_ABORTED when they were abandoned, and with a task's ERR_DEVICE: a machine
-   * whose device does not work leaves the shards to others.
+   * Takes shards and does them. Rejects with ERR_ABORTED when they were abandoned, and with a task's ERR_DEVICE or
+   * UnfitError: such a machine leaves the shards to others.
    */
   work(run: RunTask, options?: WorkOptions): Promise<void>;
   /** of one run, or of all that are known */
@@ -233,9 +242,15 @@ export function statusOf(progress: Progress): RunStatus {
 
 export const isOver = ({ shards }: RunStatus): boolean => shards.done + shards.failed >= shards.total;
 
-/** Whether a failure is the machine's and not the shard's. */
-export const isUnfit = (error: unknown): boolean =>
-  error instanceof AttentionBiasError && error.code === 'ERR_DEVICE';
+/** This process can't do the run's shards, though others may: the shard goes back as if it had not been taken. */
+export class UnfitError extends AttentionBiasError {}
+
+/**
+ * Whether a failure ends the worker. A device that does not work would fail one shard after the other, faster than others do
+ * them; it counts as an attempt all the same, as the shard may be what breaks devices.
+ */
+export const endsWorker = (error: unknown): boolean =>
+  error instanceof UnfitError || (error instanceof AttentionBiasError && error.code === 'ERR_DEVICE');
 
 export const asError = (thrown: unknown): Error =>
   thrown instanceof Error ? thrown : new Error(String(thrown));
