@@ -211,6 +211,9 @@ interface Place {
 async function work(place: Place, runTask: RunTask, options: WorkOptions): Promise<void> {
   const { bullmq, redis, queue, ledger, lockMs } = place;
   const { concurrency = 1, drain = false, stop, abandon, onEvent } = options;
+  if (!(Number.isInteger(concurrency) && concurrency >= 1 && concurrency <= 1024)) {
+    throw expected('ERR_VALUE', 'an integer from 1 to 1,024', 'concurrency', String(concurrency));
+  }
   const abandonSignal = abandon ?? new AbortController().signal;
   const running = new Set<Promise<unknown>>();
   let ending = false;

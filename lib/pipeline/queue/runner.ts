@@ -26,6 +26,8 @@ export interface RunnerOptions {
 
 export interface Runner {
   readonly task: RunTask;
+  /** the device for this precision, opened if it is not */
+  readonly device: (precision: Precision) => Promise<Device>;
   /** closes the devices */
   close(): void;
 }
@@ -77,6 +79,7 @@ export function shardRunner(options: RunnerOptions): Runner {
   };
 
   return {
+    device: deviceOf,
     async task({ run: queued, shard, retryFailed }, { signal, progress }) {
       const run = await plan(queued);
       const device = await deviceOf(run.options.precision);
