@@ -138,7 +138,7 @@ function display(level: LogLevel | undefined): Display {
         const { shards, items } = run;
         if (!started) bar.start(items.total, items.done, { words: '' });
         started = true;
-        note = queue.workers === 0 ? 'no worker yet' : `${several(queue.workers ?? 0, 'worker')}`;
+        note = queue.workers === 0 ? 'no worker yet' : several(queue.workers ?? 0, 'worker');
         const failed = shards.failed > 0 ? `, ${several(shards.failed, 'failed shard')}` : '';
         bar.update(items.done, { words: `${describeEnd(run, new Date())}, ${note}${failed}` });
       },
