@@ -17,3 +17,20 @@ export type {
 export type * from './device.js';
 export type * from './terms.js';
 export type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';
+export { pipeline } from './pipeline/engine.js';
+export { pipelineStream } from './pipeline/stream.js';
+export type {
+  Failure,
+  NamedStage,
+  Outcome,
+  Pipeline,
+  PipelineOptions,
+  PipelineStats,
+  Source,
+  Stage,
+  StageContext,
+  StageFunction,
+  StageStats,
+  WithStages,
+} from './pipeline/engine.js';
+export type { PipelineStream } from './pipeline/stream.js';
