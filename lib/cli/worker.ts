@@ -4,6 +4,7 @@ import type { CommandModule, Options } from 'yargs';
 
 import { AttentionBiasError } from '../errors.js';
 import { logOptions, openLog, type LogLevel } from '../pipeline/log.js';
+import { metricsOptions, serveMetrics, type MetricsServer } from '../pipeline/metrics.js';
 import { openRunLog, type RunLog } from '../pipeline/run-log.js';
 import type { Run } from '../pipeline/run.js';
 import { redisQueue } from '../pipeline/queue/bullmq.js';
@@ -19,6 +20,8 @@ export interface WorkerArguments extends Omit<DeviceOptions, 'precision'> {
   once: boolean;
   'lock-seconds': number;
   'max-bytes': number | undefined;
+  'metrics-port': number | undefined;
+  'metrics-host': string;
   'log-level': LogLevel | undefined;
 }
 
@@ -51,6 +54,7 @@ export const workerOptions = {
   },
   device,
   threads,
+  ...metricsOptions,
   ...logOptions,
 } as const satisfies Record<string, Options>;
 
@@ -138,18 +142,33 @@ export async function runWorker(args: WorkerArguments): Promise<void> {
     onItem: (run, shard, outcome) => logOf(run).item(shard, outcome),
     onShard: (run, result) => logOf(run).shard(result),
   });
+  let trouble: string | undefined;
   const queue = await redisQueue({
     url: args.redis,
     queue: args.queue,
     lockMs: args['lock-seconds'] * 1000,
-    onLost: (error) => log.warn({ error: error?.message }, 'Redis is gone; trying until it is back'),
-    onBack: () => log.info('Redis is back'),
+    onLost: (error) => {
+      trouble = `Redis is gone: ${error?.message ?? 'it has closed the connection'}`;
+      log.warn({ error: error?.message }, 'Redis is gone; trying until it is back');
+    },
+    onBack: () => {
+      trouble = undefined;
+      log.info('Redis is back');
+    },
   });
   const stops = listenToSignals(log);
+  let metrics: MetricsServer | undefined;
   try {
     // A device that is not there is said before a shard is taken.
     const device = await runner.device('f32');
-    log.info({ queue: args.queue, device: describeDevice(device) }, 'worker ready');
+    const { 'metrics-port': port, 'metrics-host': host } = args;
+    if (port !== undefined) metrics = await serveMetrics({ port, host, trouble: () => trouble });
+    const said = {
+      queue: args.queue,
+      device: describeDevice(device),
+      ...(metrics && { metrics: metrics.url }),
+    };
+    log.info(said, 'worker ready');
     await queue.work(runner.task, {
       concurrency: args.concurrency,
       drain: args.once,
@@ -168,6 +187,7 @@ export async function runWorker(args: WorkerArguments): Promise<void> {
     throw error;
   } finally {
     stops.off();
+    await metrics?.close();
     await queue.close();
     runner.close();
   }
