@@ -216,6 +216,7 @@ async function work(place: Place, runTask: RunTask, options: WorkOptions): Promi
   }
   const abandonSignal = abandon ?? new AbortController().signal;
   const running = new Set<Promise<unknown>>();
+  const failedInARow = new Set<string | undefined>();
   let ending = false;
   let unfit: Error | undefined;
   let end = (): void => undefined;
@@ -246,6 +247,7 @@ async function work(place: Place, runTask: RunTask, options: WorkOptions): Promi
     running.add(result);
     try {
       const outcome = await result;
+      failedInARow.clear();
       await ledger.finish(task.run.id, task.shard, outcome);
       onEvent?.({ type: 'done', task, outcome });
     } finally {
@@ -259,7 +261,8 @@ async function work(place: Place, runTask: RunTask, options: WorkOptions): Promi
     try {
       await doTask(job, task);
     } catch (thrown) {
-      if (endsWorker(thrown)) {
+      failedInARow.add(job.id);
+      if (!abandonSignal.aborted && endsWorker(thrown, failedInARow)) {
         unfit = asError(thrown);
         end();
       }

@@ -85,6 +85,7 @@ export function embeddedQueue(): ShardQueue {
     { entry, shard, attempt: number }: Waiting,
     runTask: RunTask,
     { abandon, onEvent }: WorkOptions,
+    failedInARow: Set<number>,
   ): Promise<void> => {
     const { run, attempts, retryFailed } = entry;
     const task = { run, shard, retryFailed, attempt: number, attempts };
@@ -98,6 +99,7 @@ export function embeddedQueue(): ShardQueue {
       entry.done.set(shard, outcome.failed);
       const { items, ms, skipped } = outcome;
       if (!skipped) entry.recent = [{ items, ms, end: Date.now() }, ...entry.recent].slice(0, RATE_WINDOW);
+      failedInARow.clear();
       onEvent?.({ type: 'done', task, outcome });
     } catch (thrown) {
       entry.active.delete(shard);
@@ -119,7 +121,8 @@ export function embeddedQueue(): ShardQueue {
         entry.retrying.set(shard, setTimeout(again, backoff(number, entry.backoffMs)));
       }
       onEvent?.({ type: 'failed', task, error, last });
-      if (endsWorker(thrown)) throw error;
+      failedInARow.add(shard);
+      if (endsWorker(thrown, failedInARow)) throw error;
     } finally {
       changed();
     }
@@ -133,7 +136,8 @@ export function embeddedQueue(): ShardQueue {
         const none = { done: new Map(), active: new Map(), retrying: new Map(), failed: new Map() };
         entry = { run, enqueued: Date.now(), attempts, backoffMs, retryFailed, recent: [], ...none };
         entries.set(run.id, entry);
-        for (let shard = 0; shard < run.shards; ++shard) waiting.push({ entry, shard, attempt: 1 });
+        for (let shard = 0; shard < run.shards; ++shard)
+          if (how.only?.(shard) ?? true) waiting.push({ entry, shard, attempt: 1 });
       } else {
         for (const shard of entry.failed.keys()) waiting.push({ entry, shard, attempt: 1 });
         entry.failed.clear();
@@ -146,10 +150,11 @@ export function embeddedQueue(): ShardQueue {
       const { concurrency = 1, drain = false, stop, abandon } = options;
       const ended = new AbortController();
       const signal = AbortSignal.any([ended.signal, ...[stop, abandon].filter((s) => s !== undefined)]);
+      const failedInARow = new Set<number>();
       const loop = async (): Promise<void> => {
         while (!signal.aborted) {
           const next = waiting.shift();
-          if (next) await attempt(next, runTask, options);
+          if (next) await attempt(next, runTask, options, failedInARow);
           else if (drain && nothingLeft()) return;
           else await change(signal);
         }

@@ -73,6 +73,8 @@ export interface EnqueueOptions {
   readonly backoffMs?: number | undefined;
   /** whether finished shards with failed items are computed again; default false */
   readonly retryFailed?: boolean | undefined;
+  /** which shards; default all. Of an embedded queue only */
+  readonly only?: ((shard: number) => boolean) | undefined;
 }
 
 export type WorkEvent =
@@ -154,8 +156,9 @@ export interface ShardQueue {
    */
   enqueue(run: QueuedRun, options?: EnqueueOptions): Promise<number>;
   /**
-   * Takes shards and does them. Rejects with ERR_ABORTED when they were abandoned, and with a task's ERR_DEVICE or
-   * UnfitError: such a machine leaves the shards to others.
+   * Takes shards and does them. Rejects with ERR_ABORTED when they were abandoned, and with a task's error where that is
+   * the machine's: ERR_DEVICE, UnfitError, or any when five shards have failed in a row. Such a machine leaves the
+   * others alone.
    */
   work(run: RunTask, options?: WorkOptions): Promise<void>;
   /** of one run, or of all that are known */
@@ -171,6 +174,9 @@ export const DEFAULT_BACKOFF_MS = 5000;
 export const backoff = (attempt: number, firstMs: number): number => firstMs * 2 ** (attempt - 1);
 
 export const MAX_FAILURES_SHOWN = 20;
+
+/** So many shards that fail one after the other, with none done between them, end their worker: its disk is full, say. */
+export const MAX_FAILED_IN_A_ROW = 5;
 
 /** A shard that was computed: when it ended (Unix milliseconds), how long it took. */
 export interface Computed {
@@ -248,9 +254,13 @@ export class UnfitError extends AttentionBiasError {}
 /**
  * Whether a failure ends the worker. A device that does not work would fail one shard after the other, faster than others do
  * them; it counts as an attempt all the same, as the shard may be what breaks devices.
+ *
+ * @param failedInARow the shards that failed since one was done, this one among them
  */
-export const endsWorker = (error: unknown): boolean =>
-  error instanceof UnfitError || (error instanceof AttentionBiasError && error.code === 'ERR_DEVICE');
+export function endsWorker(error: unknown, failedInARow: ReadonlySet<unknown>): boolean {
+  if (error instanceof UnfitError || failedInARow.size >= MAX_FAILED_IN_A_ROW) return true;
+  return error instanceof AttentionBiasError && error.code === 'ERR_DEVICE';
+}
 
 export const asError = (thrown: unknown): Error =>
   thrown instanceof Error ? thrown : new Error(String(thrown));
