@@ -15,6 +15,7 @@ import {
 import { queuedRun } from '../pipeline/queue/runner.js';
 import { claimFolder, type Run } from '../pipeline/run.js';
 import { queueOption, redisDescription } from './queue-options.js';
+import { counted, duration, grouped, perSecond } from './words.js';
 
 export interface QueueArguments {
   redis: string;
@@ -28,7 +29,13 @@ export interface QueueArguments {
 
 /** Options of `pipeline` that only a queue takes. */
 export const queueOptions = {
-  redis: { type: 'string', requiresArg: true, describe: `let workers do it: ${redisDescription}` },
+  redis: {
+    type: 'string',
+    requiresArg: true,
+    // What is decided by the workers.
+    conflicts: ['shard', 'concurrency', 'max-bytes', 'device', 'threads'],
+    describe: `let workers do it: ${redisDescription}`,
+  },
   queue: queueOption,
   detach: { type: 'boolean', default: false, describe: 'with --redis: enqueue and end, without waiting' },
   attempts: {
@@ -38,30 +45,6 @@ export const queueOptions = {
     describe: 'how often a shard that fails as a whole is tried',
   },
 } as const satisfies Record<string, Options>;
-
-const count = (n: number): string => n.toLocaleString('en-US');
-
-const several = (n: number, noun: string): string => `${count(n)} ${noun}${n === 1 ? '' : 's'}`;
-
-/** 90 → `1 min 30 s`; two units at most. */
-export function duration(seconds: number): string {
-  const whole = Math.ceil(seconds);
-  const units = [
-    ['d', Math.floor(whole / 86_400)],
-    ['h', Math.floor(whole / 3600) % 24],
-    ['min', Math.floor(whole / 60) % 60],
-    ['s', whole % 60],
-  ] as const;
-  const first = units.findIndex(([, n]) => n > 0);
-  if (first < 0) return '0 s';
-  return units
-    .slice(first, first + 2)
-    .filter(([, n]) => n > 0)
-    .map(([unit, n]) => `${n} ${unit}`)
-    .join(' ');
-}
-
-const perSecond = (rate: number): string => `${rate >= 100 ? rate.toFixed(0) : rate.toPrecision(3)} items/s`;
 
 function describeEnd({ itemsPerSecond, secondsLeft }: RunStatus, now: Date): string {
   const rate = itemsPerSecond === null ? 'no rate yet' : perSecond(itemsPerSecond);
@@ -73,10 +56,10 @@ function describeEnd({ itemsPerSecond, secondsLeft }: RunStatus, now: Date): str
 function describeFailures({ failures, shards }: RunStatus): string[] {
   const lines = failures.map(
     ({ shard, attempts, message }) =>
-      `  shard ${shard} failed after ${several(attempts, 'attempt')}: ${message}`,
+      `  shard ${shard} failed after ${counted(attempts, 'attempt')}: ${message}`,
   );
   const more = shards.failed - failures.length;
-  return more > 0 ? [...lines, `  and ${several(more, 'other shard')}`] : lines;
+  return more > 0 ? [...lines, `  and ${counted(more, 'other shard')}`] : lines;
 }
 
 export function describeRun(run: RunStatus, now = new Date()): string {
@@ -84,18 +67,18 @@ export function describeRun(run: RunStatus, now = new Date()): string {
   const states = (['waiting', 'active', 'retrying', 'failed'] as const).filter((name) => shards[name] > 0);
   return [
     `run ${run.id}: ${run.manifest} → ${run.out}`,
-    `  ${count(shards.done)} of ${several(shards.total, 'shard')} done` +
-      states.map((name) => `, ${count(shards[name])} ${name}`).join(''),
-    `  ${count(items.done)} of ${several(items.total, 'item')}` +
-      `${items.failed > 0 ? `, ${count(items.failed)} failed` : ''}; ${describeEnd(run, now)}`,
+    `  ${grouped(shards.done)} of ${counted(shards.total, 'shard')} done` +
+      states.map((name) => `, ${grouped(shards[name])} ${name}`).join(''),
+    `  ${grouped(items.done)} of ${counted(items.total, 'item')}` +
+      `${items.failed > 0 ? `, ${grouped(items.failed)} failed` : ''}; ${describeEnd(run, now)}`,
     ...describeFailures(run),
     '',
   ].join('\n');
 }
 
 function describeQueue({ workers, runs }: QueueStatus, name: string): string {
-  const who = workers === null ? '' : `, ${several(workers, 'worker')}`;
-  return `queue ${name}: ${several(runs.length, 'run')}${who}\n${runs.map((run) => describeRun(run)).join('')}`;
+  const who = workers === null ? '' : `, ${counted(workers, 'worker')}`;
+  return `queue ${name}: ${counted(runs.length, 'run')}${who}\n${runs.map((run) => describeRun(run)).join('')}`;
 }
 
 /** Prints what is in the queue: words, or with `json` the QueueStatus. */
@@ -111,6 +94,11 @@ export async function showStatus(
   } finally {
     await queue.close();
   }
+}
+
+export function checkAttempts(attempts: number): number {
+  if (Number.isInteger(attempts) && attempts >= 1 && attempts <= 1000) return attempts;
+  throw expected('ERR_VALUE', 'an integer from 1 to 1,000', '--attempts', String(attempts));
 }
 
 const LOG_EVERY_MS = 10_000;
@@ -138,8 +126,8 @@ function display(level: LogLevel | undefined): Display {
         const { shards, items } = run;
         if (!started) bar.start(items.total, items.done, { words: '' });
         started = true;
-        note = queue.workers === 0 ? 'no worker yet' : several(queue.workers ?? 0, 'worker');
-        const failed = shards.failed > 0 ? `, ${several(shards.failed, 'failed shard')}` : '';
+        note = queue.workers === 0 ? 'no worker yet' : counted(queue.workers ?? 0, 'worker');
+        const failed = shards.failed > 0 ? `, ${counted(shards.failed, 'failed shard')}` : '';
         bar.update(items.done, { words: `${describeEnd(run, new Date())}, ${note}${failed}` });
       },
       say: (words) => {
@@ -164,18 +152,11 @@ function display(level: LogLevel | undefined): Display {
 /**
  * Puts a run into the queue and, unless detached, waits for its end.
  *
- * @returns its status; undefined where it was not waited for
+ * @returns its status
  * @throws AttentionBiasError ERR_VALUE, ERR_IO (no Redis; a folder of another run), ERR_ABORTED: the run goes on
  */
-export async function enqueueRun(
-  run: Run,
-  args: QueueArguments,
-  signal: AbortSignal,
-): Promise<RunStatus | undefined> {
-  const { attempts } = args;
-  if (!(Number.isInteger(attempts) && attempts >= 1 && attempts <= 1000)) {
-    throw expected('ERR_VALUE', 'an integer from 1 to 1,000', '--attempts', String(attempts));
-  }
+export async function enqueueRun(run: Run, args: QueueArguments, signal: AbortSignal): Promise<RunStatus> {
+  const attempts = checkAttempts(args.attempts);
   await claimFolder(run); // another run's folder is refused here and not by every worker
   const queued = queuedRun(run);
   const shown = display(args['log-level']);
@@ -188,8 +169,8 @@ export async function enqueueRun(
   try {
     const how: EnqueueOptions = { attempts, retryFailed: args['retry-failed'] };
     const missing = await queue.enqueue(queued, how);
-    process.stderr.write(`run ${queued.id}: ${several(missing, 'shard')} to do in queue ${args.queue}\n`);
-    if (args.detach) return undefined;
+    process.stderr.write(`run ${queued.id}: ${counted(missing, 'shard')} to do in queue ${args.queue}\n`);
+    if (args.detach) return (await queue.status(queued.id)).runs[0]!;
     return await followRun(queue, queued, {
       ...how,
       signal,
