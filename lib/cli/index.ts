@@ -6,7 +6,7 @@ import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
-import { packageVersion } from './version.js';
+import { packageVersion } from '../version.js';
 
 const USAGE_ERROR = 2;
 
