@@ -10,5 +10,6 @@ export {
   runShard,
   readManifest,
   readItemLines,
+  serveMetrics,
 } from './dist/index.js';
 export type * from './dist/index.js';

@@ -13,4 +13,5 @@ export const {
   runShard,
   readManifest,
   readItemLines,
+  serveMetrics,
 } = api;
