@@ -15,7 +15,8 @@ import {
   INPUT_SHAPE,
   POINT_CLOUD_RANGE,
 } from './geometry.js';
-import type { PreparedFrame } from './prepare.js';
+import type { PictureInput } from './pictures.js';
+import type { FrameInputs, PreparedFrame } from './prepare.js';
 import { placeQueries } from './queries.js';
 import { evidenceRouter, fileRouter, route, type RouterInput } from './router.js';
 import type { Box } from './scene.js';
@@ -163,6 +164,21 @@ export function frameTensors(computed: ComputedFrame): Record<(typeof FRAME_TENS
     lse: host(lse),
     modalityMass: host({ data: modality, shape: [1, HEADS, modality.length / HEADS / 2, 2] }),
     keyMass: host({ data: new Float32Array(mass), shape: [mass.length] }),
+  };
+}
+
+/** What the pictures of a frame show. */
+export function pictureInput({ frame, sweep, images }: FrameInputs, computed: ComputedFrame): PictureInput {
+  return {
+    mass: computed.mass,
+    sweep,
+    images,
+    matrices: computed.matrices,
+    boxes: frame.boxes,
+    boxQueries: computed.boxes.length,
+    bevCenters: computed.bevCenters.data,
+    cameraCenters: computed.cameraCenters.data,
+    window: computed.settings.window,
   };
 }
 
