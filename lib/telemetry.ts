@@ -28,6 +28,11 @@ export type {
   TelemetryEvent,
 } from './telemetry/events.js';
 
+/** The names of all channels. */
+export const channelNames: readonly string[] = [...operations, 'stage', 'item', 'shard'].map(
+  (name) => `attention-bias:${name}`,
+);
+
 type Channel<E extends TelemetryEvent> = TracingChannel<unknown, E>;
 
 // Held here: a channel that nobody holds may be collected, and the next of its name be another.

@@ -32,7 +32,7 @@ import {
 import { AttentionBiasError, open, operations } from '../lib/index.js';
 import type { Device, Operation, OperationEvent, TelemetryEvent } from '../lib/index.js';
 import { observeOperations, traceItem, traceShard, traceStage } from '../lib/telemetry.js';
-import { BusyClock } from '../lib/telemetry/busy.js';
+import { BusyShare } from '../lib/telemetry/busy.js';
 import { errorOf, random, uniform } from './support.js';
 
 const next = random(5);
@@ -480,25 +480,24 @@ describe('metrics', () => {
 
 test('the busy share is that of the last minute', () => {
   let at = 0;
-  const clock = new BusyClock(() => at);
-  expect(clock.ratio()).toBe(0);
+  const share = new BusyShare(() => at);
+  expect(share.ratio).toBe(0);
   at = 500;
-  clock.begin();
+  share.enter();
   at = 600;
-  clock.begin(); // beside it
+  share.enter(); // beside it
   at = 1000;
-  clock.end();
-  expect(clock.ratio()).toBeCloseTo(0.5);
-  expect(clock.running).toBe(1);
+  share.leave();
+  expect(share.ratio).toBeCloseTo(0.5);
   at = 1500;
-  clock.end();
+  share.leave();
   at = 2000;
-  expect(clock.ratio()).toBeCloseTo(0.5);
-  for (at = 2000; at < 120_000; at += 500) expect(clock.ratio()).toBeLessThanOrEqual(0.5);
-  expect(clock.ratio()).toBe(0); // that was more than a minute ago
-  clock.begin();
+  expect(share.ratio).toBeCloseTo(0.5);
+  for (at = 2000; at < 120_000; at += 500) expect(share.ratio).toBeLessThanOrEqual(0.5);
+  expect(share.ratio).toBe(0); // that was more than a minute ago
+  share.enter();
   at += 30_000;
-  expect(clock.ratio()).toBeCloseTo(0.5, 1);
+  expect(share.ratio).toBeCloseTo(0.5, 1);
   at += 600_000;
-  expect(clock.ratio()).toBeCloseTo(1, 1);
+  expect(share.ratio).toBeCloseTo(1, 1);
 });

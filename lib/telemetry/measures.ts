@@ -1,5 +1,5 @@
 /** What is counted and timed: defined once, for OpenTelemetry and for Prometheus. */
-import { errorType, nameOf, type Operation, type TelemetryEvent } from './events.js';
+import { errorType, nameOf, type TelemetryEvent } from './events.js';
 
 export type Label = 'operation' | 'backend' | 'stage' | 'outcome' | 'kind' | 'name' | 'code';
 export type Labels = Readonly<Partial<Record<Label, string>>>;
@@ -98,25 +98,18 @@ export function measure(event: TelemetryEvent, sink: Sink): void {
   }
 }
 
-export const BUSY = {
-  name: 'attention_bias.attention.busy',
-  prometheus: 'attention_bias_attention_busy_ratio',
-  unit: '1',
-  description: 'Share of the last minute with an attention operation under way, 0 to 1',
+/** What is so at the moment; `WorkClocks` has their values by the same names. */
+export const gauges = {
+  busy: {
+    name: 'attention_bias.attention.busy',
+    prometheus: 'attention_bias_attention_busy_ratio',
+    unit: '1',
+    description: 'Share of the last minute with an attention operation under way, 0 to 1',
+  },
+  running: {
+    name: 'attention_bias.operations.running',
+    prometheus: 'attention_bias_operations_running',
+    unit: '{operation}',
+    description: 'Device operations under way or waiting for the device',
+  },
 } as const;
-
-export const RUNNING = {
-  name: 'attention_bias.operations.running',
-  prometheus: 'attention_bias_operations_running',
-  unit: '{operation}',
-  description: 'Device operations under way or waiting for the device',
-} as const;
-
-/** The operations that count as attention. */
-export const isAttention: Readonly<Partial<Record<Operation, boolean>>> = {
-  attention: true,
-  attentionBackward: true,
-  multihead: true,
-  deformable: true,
-  deformableBackward: true,
-};
