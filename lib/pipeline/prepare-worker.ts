@@ -1,5 +1,5 @@
 /** What a worker thread does of a frame: reading, decoding, features. All arrays leave it by transfer, none by copy. */
-import { transferableSymbol, valueSymbol } from 'piscina';
+import { move, transferableSymbol, valueSymbol } from 'piscina';
 
 import { AttentionBiasError, type ErrorCode } from '../errors.js';
 import { shrinkImages } from '../frame/pictures.js';
@@ -63,5 +63,5 @@ export async function prepareFrame({ frame, features, previews }: PrepareTask): 
 export default async function prepare(task: PrepareTask): Promise<unknown> {
   const reply = await prepareFrame(task);
   if ('error' in reply) return reply;
-  return { [transferableSymbol]: buffersOf(reply), [valueSymbol]: reply };
+  return move({ [transferableSymbol]: buffersOf(reply), [valueSymbol]: reply } as never);
 }
