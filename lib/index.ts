@@ -5,6 +5,8 @@ export { AttentionBiasError } from './errors.js';
 export { loadMultihead } from './multihead-weights.js';
 export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
+export { serveMetrics } from './pipeline/metrics.js';
+export type { MetricsOptions, MetricsServer } from './pipeline/metrics.js';
 export { operations } from './telemetry.js';
 export type {
   ItemEvent,

@@ -43,10 +43,11 @@ test('what was done is counted', async () => {
   await device.attention(inputs);
   await errorOf(() => device.attention({ ...inputs, scale: NaN }));
   await device.toDevice({ data: new Float32Array(8), shape: [8] });
-  const item = (key: string, run: () => Promise<unknown>) => traceItem({ key, index: 0, type: 'frame' }, run);
-  await item('a', () => traceStage('read', { key: 'a', bytes: 100 }, () => Promise.resolve()));
-  await item('b', () => Promise.resolve());
-  await item('c', () => Promise.reject(new RangeError('no'))).catch(() => undefined);
+  const item = { key: 'a', kind: 'frame' };
+  const read = () => traceStage('read', { index: 0, item }, () => Promise.resolve());
+  await traceItem({ index: 0, item, bytes: 100 }, read);
+  await traceItem({ index: 1, item }, () => Promise.resolve());
+  await traceItem({ index: 2, item }, () => Promise.reject(new RangeError('no'))).catch(() => undefined);
   const shard = { shard: 0, items: 3, format: 'tar' };
   await traceShard(shard, () => Promise.resolve({ skipped: false }));
   await traceShard(shard, () => Promise.resolve({ skipped: true }));
@@ -61,12 +62,12 @@ test('what was done is counted', async () => {
   expect(of('attention_bias_stage_seconds_count{stage="read"}')).toBe(1);
   expect(of('attention_bias_items_total{outcome="ok"}')).toBe(2);
   expect(of('attention_bias_items_total{outcome="failed"}')).toBe(1);
-  expect(of('attention_bias_shards_total{outcome="finished"}')).toBe(1);
+  expect(of('attention_bias_shards_total{outcome="ok"}')).toBe(1);
   expect(of('attention_bias_shards_total{outcome="skipped"}')).toBe(1);
   expect(of('attention_bias_failures_total{kind="operation",name="attention",code="ERR_VALUE"}')).toBe(1);
   expect(of('attention_bias_failures_total{kind="item",name="frame",code="RangeError"}')).toBe(1);
   expect(of('attention_bias_bytes_total{kind="operation",name="toDevice"}')).toBe(32);
-  expect(of('attention_bias_bytes_total{kind="stage",name="read"}')).toBe(100);
+  expect(of('attention_bias_bytes_total{kind="item",name="frame"}')).toBe(100);
   expect(of('attention_bias_operations_running')).toBe(0);
   expect(of('attention_bias_attention_busy_ratio')).toBeGreaterThan(0);
   expect(of('attention_bias_attention_busy_ratio')).toBeLessThan(1);
@@ -91,7 +92,7 @@ test('an operation under way is running', async () => {
 
 test('a closed server counts no more, and another begins at none', async () => {
   const count = async () => (await scrape()).samples.get('attention_bias_items_total{outcome="ok"}');
-  const item = () => traceItem({ key: 'a', index: 0, type: 'job' }, () => Promise.resolve());
+  const item = () => traceItem({ index: 0, item: 'a' }, () => Promise.resolve());
   await item();
   expect(await count()).toBe(1);
   const { url } = server;

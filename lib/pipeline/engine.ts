@@ -9,7 +9,8 @@ import { Readable } from 'node:stream';
 
 import type { Device } from '../device.js';
 import { expected } from '../errors.js';
-import { BusyClock } from './busy.js';
+import { traceItem, traceStage } from '../telemetry.js';
+import { BusyClock } from '../telemetry/busy.js';
 import { iterate, requireSource, type ItemIterator, type Source } from './source.js';
 import {
   abortedError,
@@ -306,23 +307,36 @@ class Run implements AsyncIterator<unknown, undefined> {
 
   /** An item through the stages. Never rejects. */
   async #fly(flight: Flight): Promise<void> {
-    const { index, ms, made } = flight;
+    const { item, index, bytes, ms } = flight;
+    const at = { value: item, stage: '' };
+    try {
+      await traceItem({ index, item, bytes }, () => this.#pass(flight, at));
+    } catch (error) {
+      await this.#abandon(flight, at.value);
+      if (!this.#stopped) this.#fail(flight, at.stage, error);
+      return;
+    }
+    if (this.#stopped) await this.#abandon(flight, at.value);
+    else this.#settle(flight, { ok: true, item, index, value: at.value, ms });
+  }
+
+  /** Takes an item from stage to stage; `at` says where it is, and what has become of it. */
+  async #pass({ item, index, ms, made }: Flight, at: { value: unknown; stage: string }): Promise<void> {
     const context = this.#context(index);
-    let value = flight.item;
     for (const stage of this.#stages) {
       await stage.gate.enter(index);
       const begin = performance.now();
       stage.clock.enter();
       try {
-        if (this.#stopped) break;
-        const input = value;
-        value = await noting(made, () => stage.run(input, context));
+        if (this.#stopped) throw abortedError(this.#controller.signal.reason);
+        at.stage = stage.name;
+        const { value } = at;
+        const work = async (): Promise<unknown> => await noting(made, () => stage.run(value, context));
+        at.value = await traceStage(stage.name, { index, item }, work).catch((error: unknown) => {
+          stage.failed += 1;
+          throw error;
+        });
         stage.items += 1;
-      } catch (error) {
-        stage.failed += 1;
-        await this.#abandon(flight, value);
-        if (!this.#stopped) this.#fail(flight, stage.name, error);
-        return;
       } finally {
         stage.clock.leave();
         stage.gate.leave();
@@ -330,8 +344,6 @@ class Run implements AsyncIterator<unknown, undefined> {
         stage.totalMs += ms[stage.name]!;
       }
     }
-    if (this.#stopped) await this.#abandon(flight, value);
-    else this.#settle(flight, { ok: true, item: flight.item, index, value, ms });
   }
 
   #context(index: number): StageContext {

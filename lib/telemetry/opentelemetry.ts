@@ -26,10 +26,10 @@ function load(): { api: typeof Api; version: string } {
 const attributeOf = (label: Label): string => (label === 'code' ? 'error.type' : `attention_bias.${label}`);
 
 function attributes(event: TelemetryEvent): Api.Attributes {
-  if (event.kind === 'stage') {
-    return { 'attention_bias.stage': event.stage, ...known({ key: event.key, index: event.index }) };
+  if (event.kind === 'stage' || event.kind === 'item') {
+    const { index, key, type } = event;
+    return known({ ...(event.kind === 'stage' ? { stage: event.stage } : {}), index, key, type });
   }
-  if (event.kind === 'item') return known({ key: event.key, index: event.index, type: event.type });
   if (event.kind === 'shard') return known({ shard: event.shard, items: event.items, format: event.format });
   const shape = Object.entries(event.shape).map(([letter, size]) => [`shape.${letter.toLowerCase()}`, size]);
   const { operation, backend, device, precision, bytes } = event;
