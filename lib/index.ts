@@ -36,16 +36,3 @@ export type {
   WithStages,
 } from './pipeline/engine.js';
 export type { PipelineStream } from './pipeline/stream.js';
-export { computeItems } from './pipeline/items.js';
-export type {
-  ComputeOptions,
-  ItemFailure,
-  ItemOutcome,
-  ItemResult,
-  ItemRun,
-} from './pipeline/items.js';
-export type { FrameItem, FrameOverrides, JobItem, ManifestItem } from './pipeline/manifest.js';
-export type { FrameSettings } from './frame/settings.js';
-export type { HostTensor } from './formats/host.js';
-export { estimate, measureSample } from './pipeline/estimate.js';
-export type { Estimate, Estimated, EstimateTarget, Sample } from './pipeline/estimate.js';

@@ -2,7 +2,6 @@
  * Manifest items, computed: frames through the AQR bias stack, jobs through their operation. While some are on the device,
  * the next ones are read and prepared, frames in threads of their own.
  */
-import { AsyncResource } from 'node:async_hooks';
 import { totalmem } from 'node:os';
 import { basename } from 'node:path';
 
@@ -16,12 +15,12 @@ import type { FrameInputs, PreparedFrame } from '../frame/prepare.js';
 import { checkSettings, DEFAULT_SETTINGS, type FrameSettings, type Stage } from '../frame/settings.js';
 import { summarise } from '../frame/summary.js';
 import { executeJob, loadJob, type LoadedJob } from '../job.js';
-import { traceItem, traceStage } from '../telemetry.js';
+import { traceStage } from '../telemetry.js';
 import { pipeline, type Outcome, type PipelineStats } from './engine.js';
 import { itemBytes } from './item-bytes.js';
 import type { FrameItem, JobItem, ManifestItem } from './manifest.js';
 import { poolSize, prepareInThread } from './prepare-pool.js';
-import { abortedError, requireCount } from './stages.js';
+import { requireCount } from './stages.js';
 
 export interface ComputeOptions {
   readonly device: Device;
@@ -76,39 +75,26 @@ export interface ItemRun extends AsyncIterable<ItemOutcome, undefined> {
 const ON_DEVICE = 2;
 const DEFAULT_MAX_BYTES = Math.min(2 ** 32, totalmem() / 4);
 
-type Within = <T>(run: () => Promise<T>) => Promise<T>;
-
 /** An item under way. */
 class Work {
   readonly ms: Record<string, number> = {};
   /** the stage that it is in */
   at = 'read';
-  /** calls a function where the item's own span is the active one */
-  #within: Within = (run) => run();
-  #end: { resolve: () => void; reject: (error: unknown) => void } | undefined;
+  /** for those who are told of items and stages */
+  readonly key: string;
+  readonly kind: ManifestItem['kind'];
 
-  constructor(readonly item: ManifestItem) {}
-
-  /** From here to `end`, whoever listens is told that the item is under way. */
-  begin(): void {
-    const { key, index, kind } = this.item;
-    traceItem({ key, index, type: kind }, () => {
-      this.#within = AsyncResource.bind((run: () => Promise<unknown>) => run()) as Within;
-      return new Promise<void>((resolve, reject) => (this.#end = { resolve, reject }));
-    }).catch(() => undefined); // it is an outcome's error
-  }
-
-  end(error?: unknown): void {
-    if (error === undefined) this.#end?.resolve();
-    else this.#end?.reject(error);
+  constructor(readonly item: ManifestItem) {
+    this.key = item.key;
+    this.kind = item.kind;
   }
 
   readonly stage: Stage = async (name, run) => {
     this.at = name;
-    const { key, index } = this.item;
     const begin = performance.now();
     try {
-      return await this.#within(() => traceStage(name, { key, index }, async () => run()));
+      const told = { index: this.item.index, item: this };
+      return await traceStage(name, told, async () => run());
     } finally {
       this.ms[name] = performance.now() - begin;
     }
@@ -143,7 +129,7 @@ async function prepareFrame(
   checkSettings(settings);
   const { features } = settings;
   const task = { frame: item.frame, features, previews: options.previews ?? false };
-  const reply = await work.stage('prepare', () => prepareInThread(task, threads));
+  const reply = await prepareInThread(task, threads);
   Object.assign(work.ms, reply.ms);
   if ('error' in reply) {
     work.at = reply.stage;
@@ -246,7 +232,6 @@ export function computeItems(
   const most = poolSize(Infinity) + ON_DEVICE + 1;
   const concurrency = requireCount(options.concurrency, 'concurrency', most);
   const threads = poolSize(concurrency);
-  const under = new Set<Work>();
   const run = pipeline(worksOf(items), {
     device,
     signal,
@@ -261,8 +246,6 @@ export function computeItems(
         name: 'prepare',
         concurrency: Math.max(threads, ON_DEVICE),
         run: async (work: Work, context) => {
-          under.add(work);
-          work.begin();
           const { item } = work;
           const prepared =
             item.kind === 'job'
@@ -284,26 +267,13 @@ export function computeItems(
     ],
   });
   const outcomes = run.outcomes()[Symbol.asyncIterator]();
-  const end = (): void => {
-    for (const work of under) work.end(abortedError(signal?.reason));
-    under.clear();
-  };
   const iterator: AsyncIterator<ItemOutcome, undefined> = {
     next: async () => {
-      try {
-        const { done, value } = await outcomes.next();
-        if (done) return { done, value: undefined };
-        under.delete(value.item);
-        value.item.end(value.ok ? undefined : value.error);
-        return { done: false, value: outcomeOf(value) };
-      } catch (error) {
-        end();
-        throw error;
-      }
+      const { done, value } = await outcomes.next();
+      return done ? { done, value: undefined } : { done: false, value: outcomeOf(value) };
     },
     return: async () => {
       await outcomes.return!();
-      end();
       return { done: true, value: undefined };
     },
   };

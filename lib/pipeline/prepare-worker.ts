@@ -63,5 +63,5 @@ export async function prepareFrame({ frame, features, previews }: PrepareTask): 
 export default async function prepare(task: PrepareTask): Promise<unknown> {
   const reply = await prepareFrame(task);
   if ('error' in reply) return reply;
-  return move({ [transferableSymbol]: buffersOf(reply), [valueSymbol]: reply } as never);
+  return move({ [transferableSymbol]: buffersOf(reply), [valueSymbol]: reply });
 }
