@@ -7,6 +7,7 @@ import { frameCommand } from './frame.js';
 import { pipelineCommand } from './pipeline.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
+import { workerCommand } from './worker.js';
 import { packageVersion } from '../version.js';
 
 const USAGE_ERROR = 2;
@@ -47,6 +48,7 @@ export async function main(args: string[]): Promise<void> {
     .command(smokeCommand)
     .command(doctorCommand)
     .command(benchCommand)
+    .command(workerCommand)
     .completion('completion', 'print a shell completion script')
     .demandCommand(1, 'expected a command; attention-bias --help lists them')
     .strict()
