@@ -4,6 +4,7 @@ import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
+import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
 import { packageVersion } from './version.js';
@@ -43,6 +44,7 @@ export async function main(args: string[]): Promise<void> {
     .command(frameCommand)
     .command(demoCommand)
     .command(smokeCommand)
+    .command(reportCommand)
     .command(doctorCommand)
     .command(benchCommand)
     .completion('completion', 'print a shell completion script')
