@@ -1,2 +1,2 @@
-export { Adam, open, AttentionBiasError, loadMultihead } from './dist/index.js';
+export { Adam, open, AttentionBiasError, loadMultihead, operations } from './dist/index.js';
 export type * from './dist/index.js';

@@ -1,4 +1,4 @@
 // Named exports for import; the package itself is CommonJS.
 import api from './dist/index.js';
 
-export const { Adam, open, AttentionBiasError, loadMultihead } = api;
+export const { Adam, open, AttentionBiasError, loadMultihead, operations } = api;

@@ -5,6 +5,15 @@ export { AttentionBiasError } from './errors.js';
 export { loadMultihead } from './multihead-weights.js';
 export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
+export { operations } from './telemetry.js';
+export type {
+  ItemEvent,
+  Operation,
+  OperationEvent,
+  ShardEvent,
+  StageEvent,
+  TelemetryEvent,
+} from './telemetry.js';
 export type * from './device.js';
 export type * from './terms.js';
 export type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';

@@ -79,10 +79,13 @@ function checkUse(use: Use, file: SafetensorsFile): void {
   if (entry.shape.includes(0)) throw expected('ERR_SHAPE', 'dimensions of at least 1', named(use), shape);
 }
 
+/** Where a job's tensors are: a file of them, or a file each. */
+export type TensorsSource = string | Readonly<Record<string, string>>;
+
 /** Loads each tensor that the job names, once. */
-async function load(
+async function loadTensors(
   uses: readonly Use[],
-  path: string | undefined,
+  path: TensorsSource | undefined,
   signal: AbortSignal | undefined,
 ): Promise<Map<string, HostTensor>> {
   const loaded = new Map<string, HostTensor>();
@@ -96,6 +99,9 @@ async function load(
         'nothing',
       );
     return loaded;
+  }
+  if (typeof path !== 'string') {
+    throw expected('ERR_FORMAT', 'the path of a safetensors file', 'tensors', 'a file a tensor');
   }
   let file: SafetensorsFile;
   try {
@@ -212,26 +218,68 @@ async function execute(
   }
 }
 
+/** A job whose tensors are in memory. */
+export interface LoadedJob {
+  /** of the job file, for messages */
+  readonly path: string;
+  readonly op: Job['op'];
+  readonly job: Loaded<Job>;
+  readonly uses: readonly Use[];
+}
+
+/** Errors of the job at `path` begin with it. */
+async function about<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw error instanceof AttentionBiasError ? prefixed(`${path}: `, error) : error;
+  }
+}
+
+/**
+ * Reads the job at `path` and the tensors that it names, each once.
+ *
+ * @param options `job`: the job at `path`, where `readJob` has read it before; `tensors`: in place of the job's own
+ * @throws AttentionBiasError in one line that starts with the path: ERR_FORMAT (the job or the tensors file), ERR_SHAPE,
+ *   ERR_DTYPE, ERR_IO, ERR_MEMORY, ERR_ABORTED
+ */
+export async function loadJob(
+  path: string,
+  options: {
+    readonly job?: Job | undefined;
+    readonly tensors?: TensorsSource | undefined;
+    readonly signal?: AbortSignal | undefined;
+  } = {},
+): Promise<LoadedJob> {
+  const { signal } = options;
+  const checked = options.job ?? (await readJob(path, { signal }));
+  const uses = usesOf(checked);
+  return about(path, async () => {
+    const own = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
+    checkLearnableNames(checked, uses);
+    const loaded = await loadTensors(uses, options.tensors ?? own, signal);
+    return { path, op: checked.op, job: withTensors(checked, loaded), uses };
+  });
+}
+
+/**
+ * Computes a loaded job. Errors are the device's, with the job's path before and the tensor's name in it: ERR_SHAPE,
+ * ERR_DTYPE, ERR_VALUE, ERR_TERM, ERR_MEMORY, ERR_DEVICE, ERR_ABORTED.
+ */
+export async function executeJob({ path, job, uses }: LoadedJob, options: JobOptions): Promise<JobOutputs> {
+  return about(path, () =>
+    execute(job, uses, options).catch((error: unknown) => {
+      throw withTensorName(error, uses);
+    }),
+  );
+}
+
 /**
  * Runs the job at `path` on a device and returns its outputs. Only the tensors that the job names are read, each once.
  *
  * @param job the job at `path`, where `readJob` has read it before
- * @throws AttentionBiasError in one line that starts with the path: ERR_FORMAT (the job or the tensors file), ERR_SHAPE,
- *   ERR_DTYPE, ERR_VALUE, ERR_TERM (with the field's path and the tensor's name), ERR_IO, ERR_MEMORY, ERR_DEVICE,
- *   ERR_ABORTED
+ * @throws AttentionBiasError as `loadJob` and `executeJob`
  */
 export async function runJob(path: string, options: JobOptions, job?: Job): Promise<JobOutputs> {
-  const { signal } = options;
-  const checked = job ?? (await readJob(path, { signal }));
-  const uses = usesOf(checked);
-  try {
-    const tensorsPath = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
-    checkLearnableNames(checked, uses);
-    const loaded = await load(uses, tensorsPath, signal);
-    return await execute(withTensors(checked, loaded), uses, options).catch((error: unknown) => {
-      throw withTensorName(error, uses);
-    });
-  } catch (error) {
-    throw error instanceof AttentionBiasError ? prefixed(`${path}: `, error) : error;
-  }
+  return executeJob(await loadJob(path, { job, signal: options.signal }), options);
 }

@@ -27,6 +27,7 @@ import type {
   TensorDType,
 } from './device.js';
 import { gradientsByField, withDispose } from './gradients.js';
+import { observeOperations } from './telemetry.js';
 import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
 import type { BiasTerm } from './terms.js';
 
@@ -66,6 +67,10 @@ function keep(given: TensorLike | undefined): TensorLike | undefined {
 
 /** A device over a native backend. Arguments are checked there, not here. */
 export class NativeDevice implements Device {
+  static {
+    observeOperations(this.prototype, (device: NativeDevice) => device.#precision);
+  }
+
   readonly info: DeviceInfo;
   readonly #binding: NativeBinding;
   readonly #native: NativeHandle;

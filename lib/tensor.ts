@@ -179,6 +179,13 @@ function elementsOf(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
 }
 
+/** Bytes of a tensor's elements. @internal */
+export function bytesOf(tensor: TensorLike): number {
+  return tensor instanceof Tensor
+    ? tensor.size * arrayTypes[tensor.dtype].BYTES_PER_ELEMENT
+    : tensor.data.byteLength;
+}
+
 function isDeviceMemory(storage: TypedArray | DeviceMemory | undefined): storage is DeviceMemory {
   return storage !== undefined && !ArrayBuffer.isView(storage);
 }

@@ -5,7 +5,7 @@ import { AttentionBiasError } from '../errors.js';
 import { native } from '../native.js';
 import { open } from '../open.js';
 import { selfTest } from '../self-test.js';
-import { packageVersion } from './version.js';
+import { packageVersion } from '../version.js';
 
 export interface Diagnosis {
   package: string;

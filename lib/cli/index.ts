@@ -7,7 +7,7 @@ import { frameCommand } from './frame.js';
 import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
-import { packageVersion } from './version.js';
+import { packageVersion } from '../version.js';
 
 const USAGE_ERROR = 2;
 

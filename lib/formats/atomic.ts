@@ -44,7 +44,8 @@ export async function checkTarget(path: string): Promise<Target> {
   }
 }
 
-async function writeChunk(
+/** Writes a chunk at the file's end; ERR_IO, ERR_ABORTED. `path` names the file in errors. */
+export async function writeChunk(
   file: FileHandle,
   bytes: Uint8Array,
   path: string,
@@ -61,8 +62,18 @@ async function writeChunk(
 }
 
 /**
- * Writes `chunks` to a temporary file in the folder of `path`, flushes it to the disk, and renames it to `path`. After
- * any failure or abort the temporary file is gone and whatever stood at `path` is untouched. Chunks are taken one at a
+ * Makes the names of a folder last: without that a renamed file may have its old name again after a power failure. Where folders
+ * can't be opened or synced (Windows, some network file systems) their names are left to the system.
+ */
+export async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r').catch(() => undefined);
+  await folder?.sync().catch(() => undefined);
+  await folder?.close().catch(() => undefined);
+}
+
+/**
+ * Writes `chunks` to a temporary file in the folder of `path`, flushes it to the disk, and renames it to `path`, which
+ * lasts too. After any failure or abort the temporary file is gone and whatever stood at `path` is untouched. Chunks are taken one at a
  * time and not copied: don't change their memory before the promise settles.
  *
  * @throws AttentionBiasError ERR_IO, ERR_ABORTED; and what iterating `chunks` throws.
@@ -97,6 +108,7 @@ export async function writeAtomically(
     await rename(temporary, target.path).catch((cause: unknown) => {
       throw ioError(WHAT, path, cause);
     });
+    await syncFolder(dirname(target.path));
   } catch (error) {
     // The first error is the one to tell.
     await file?.close().catch(() => undefined);

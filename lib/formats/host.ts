@@ -77,6 +77,55 @@ export function bfloat16ToFloat32(upper: Uint16Array): Float32Array<ArrayBuffer>
   return new Float32Array(bits.buffer);
 }
 
+const viewOfBits = ({ buffer, byteOffset, length }: Float32Array): Uint32Array =>
+  new Uint32Array(buffer, byteOffset, length);
+
+/**
+ * IEEE half precision bits of float32 values, to the nearest, ties to even, as NumPy's astype('f2') has them: from 65520 on
+ * infinite, subnormal below 2⁻¹⁴, and NaN with the upper bits of its payload.
+ */
+export function float32ToHalf(values: Float32Array): Uint16Array<ArrayBuffer> {
+  const bits = viewOfBits(values);
+  const half = new Uint16Array(bits.length);
+  for (let i = 0; i < half.length; ++i) {
+    const x = bits[i]!;
+    const magnitude = x & 0x7fffffff;
+    let h: number;
+    if (magnitude > 0x7f800000) {
+      h = 0x7c00 | ((magnitude >>> 13) & 0x3ff);
+      if (h === 0x7c00) h = 0x7c01; // a payload of lower bits alone must not turn NaN into infinity
+    } else if (magnitude >= 0x477ff000) {
+      h = 0x7c00;
+    } else if (magnitude >= 0x38800000) {
+      // Another bias of the exponent; a carry out of the mantissa is the next exponent's zero.
+      h = (magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13;
+    } else if (magnitude <= 0x33000000) {
+      h = 0; // up to 2⁻²⁵, which is as far from 0 as from the least subnormal
+    } else {
+      const shift = 126 - (magnitude >>> 23); // 14 to 24
+      const mantissa = (magnitude & 0x7fffff) | 0x800000;
+      h = mantissa >>> shift;
+      const rest = mantissa & ((1 << shift) - 1);
+      const middle = 1 << (shift - 1);
+      if (rest > middle || (rest === middle && (h & 1) === 1)) ++h;
+    }
+    half[i] = ((x >>> 16) & 0x8000) | h;
+  }
+  return half;
+}
+
+/** bfloat16 bits of float32 values, to the nearest, ties to even; NaN stays NaN. */
+export function float32ToBfloat16(values: Float32Array): Uint16Array<ArrayBuffer> {
+  const bits = viewOfBits(values);
+  const upper = new Uint16Array(bits.length);
+  for (let i = 0; i < upper.length; ++i) {
+    const x = bits[i]!;
+    const isNaN = (x & 0x7fffffff) > 0x7f800000;
+    upper[i] = isNaN ? (x >>> 16) | 0x40 : (x + 0x7fff + ((x >>> 16) & 1)) >>> 16;
+  }
+  return upper;
+}
+
 /** ERR_FORMAT in the package's sentence. */
 export function badFormat(what: string, name: string, received: string): AttentionBiasError {
   return expected('ERR_FORMAT', what, name, received);

@@ -144,6 +144,22 @@ export function parseNpy(buffer: ArrayBuffer, name: string): HostTensor {
   return { data: ordered, shape, dtype };
 }
 
+/** The bytes before the elements of a .npy file of version 1.0, as NumPy writes them: the data starts at a multiple of 64. */
+export function npyHeader(
+  descriptor: '<f4' | '<f2' | '<i4' | '|u1',
+  shape: readonly number[],
+): Uint8Array<ArrayBuffer> {
+  const tuple = shape.length === 1 ? `(${shape.join('')},)` : `(${shape.join(', ')})`;
+  const dict = `{'descr': '${descriptor}', 'fortran_order': False, 'shape': ${tuple}, }`;
+  const size = Math.ceil((10 + dict.length + 1) / 64) * 64;
+  const bytes = new Uint8Array(size).fill(0x20);
+  bytes.set([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0]); // \x93NUMPY
+  new DataView(bytes.buffer).setUint16(8, size - 10, true);
+  bytes.set(new TextEncoder().encode(dict), 10);
+  bytes[size - 1] = 0x0a;
+  return bytes;
+}
+
 /** The bytes of a .npy file. ERR_DTYPE, ERR_SHAPE for what is no float32, int32 or uint8 tensor of that shape. */
 function npyBytes(tensor: WritableTensor, name: string): Uint8Array {
   // Said outright: npyjs tells dtypes by instanceof, which fails for arrays of another realm.

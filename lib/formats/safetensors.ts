@@ -271,10 +271,45 @@ const FORMAT_DTYPE: Record<DType, string> = {
   bfloat16: 'BF16',
 };
 
+/** A tensor to be written: its name, the format's name of its dtype, its shape and its bytes. */
+export type HeaderEntry = readonly [
+  name: string,
+  dtype: string,
+  shape: readonly number[],
+  byteLength: number,
+];
+
 /**
- * Writes tensors (float32, int32, uint8, bfloat16) under their names, whole or not at all. Wider elements come first, as in the
- * reference implementation, so that all of them are aligned. The tensors' memory goes to the file without a copy: don't
- * change it before the promise settles.
+ * The bytes before the tensors' (the header's length, the header, and spaces up to a multiple of 8), and the order in which the
+ * tensors follow: wider elements first, as in the reference implementation, so that all of them are aligned.
+ *
+ * @throws AttentionBiasError ERR_VALUE for a tensor named __metadata__
+ */
+export function safetensorsHeader(
+  entries: readonly HeaderEntry[],
+  metadata?: Readonly<Record<string, string>>,
+): { header: Uint8Array<ArrayBuffer>; order: number[] } {
+  const fields: [string, unknown][] = metadata ? [[METADATA, metadata]] : [];
+  const width = (i: number): number => DTYPE_BITS.get(entries[i]![1]) ?? 0;
+  const order = entries.map((_, i) => i).sort((a, b) => width(b) - width(a));
+  let offset = 0;
+  for (const i of order) {
+    const [name, dtype, shape, byteLength] = entries[i]!;
+    if (name === METADATA) throw expected('ERR_VALUE', 'another name', 'a tensor', METADATA);
+    fields.push([name, { dtype, shape, data_offsets: [offset, offset + byteLength] }]);
+    offset += byteLength;
+  }
+  const json = new TextEncoder().encode(JSON.stringify(Object.fromEntries(fields)));
+  const length = Math.ceil(json.length / 8) * 8; // padded with spaces: the data starts at a multiple of 8
+  const header = new Uint8Array(8 + length).fill(0x20);
+  new DataView(header.buffer).setBigUint64(0, BigInt(length), true);
+  header.set(json, 8);
+  return { header, order };
+}
+
+/**
+ * Writes tensors (float32, int32, uint8, bfloat16) under their names, whole or not at all. The tensors' memory goes to the file
+ * without a copy: don't change it before the promise settles.
  *
  * @throws AttentionBiasError ERR_SHAPE, ERR_DTYPE, ERR_VALUE (a tensor named __metadata__), ERR_IO, ERR_ABORTED
  */
@@ -283,23 +318,11 @@ export async function writeSafetensors(
   tensors: Readonly<Record<string, WritableTensor>>,
   options: { metadata?: Readonly<Record<string, string>>; signal?: AbortSignal | undefined } = {},
 ): Promise<void> {
-  const header: [string, unknown][] = options.metadata ? [[METADATA, options.metadata]] : [];
-  const chunks: ArrayBufferView[] = [];
-  let offset = 0;
-  const entries = Object.entries(tensors);
-  entries.sort(([, a], [, b]) => b.data.BYTES_PER_ELEMENT - a.data.BYTES_PER_ELEMENT);
-  for (const [name, tensor] of entries) {
-    if (name === METADATA) throw expected('ERR_VALUE', 'another name', 'a tensor', METADATA);
+  const list = Object.entries(tensors);
+  const entries = list.map(([name, tensor]): HeaderEntry => {
     const dtype = FORMAT_DTYPE[writableDtype(tensor, JSON.stringify(name))];
-    const { data, shape } = tensor;
-    header.push([name, { dtype, shape, data_offsets: [offset, offset + data.byteLength] }]);
-    offset += data.byteLength;
-    chunks.push(data);
-  }
-  const json = new TextEncoder().encode(JSON.stringify(Object.fromEntries(header)));
-  const length = Math.ceil(json.length / 8) * 8; // padded with spaces: the data starts at a multiple of 8
-  const start = new Uint8Array(8 + length).fill(0x20);
-  new DataView(start.buffer).setBigUint64(0, BigInt(length), true);
-  start.set(json, 8);
-  await writeAtomically(path, [start, ...chunks], options);
+    return [name, dtype, tensor.shape, tensor.data.byteLength];
+  });
+  const { header, order } = safetensorsHeader(entries, options.metadata);
+  await writeAtomically(path, [header, ...order.map((i) => list[i]![1].data)], options);
 }

@@ -44,19 +44,23 @@ function sentences(issues: readonly z.core.$ZodIssue[], json: Json, whole: strin
 }
 
 /**
- * Checks the text of a file; ERR_FORMAT, in one line that names the fields, for anything that the schema refuses.
+ * Checks what a file holds; ERR_FORMAT, in one line that names the fields, for anything that the schema refuses.
  *
  * @param path names the file in errors
  * @param whole what the file is: the job, the frame
  */
-export function parseWith<T>(schema: z.ZodType<T>, text: string, path: string, whole: string): T {
-  const json = parseJson(text, path);
+export function checkWith<T>(schema: z.ZodType<T>, json: Json, path: string, whole: string): T {
   const result = schema.safeParse(json);
   if (result.success) return result.data;
   const all = sentences(result.error.issues, json, whole);
   const more = all.length > MAX_SENTENCES ? `; and ${all.length - MAX_SENTENCES} more` : '';
   const words = all.slice(0, MAX_SENTENCES).join('; ') + more;
   throw new AttentionBiasError('ERR_FORMAT', `${path}: ${words}`);
+}
+
+/** Checks the text of a file as `checkWith` does; also ERR_FORMAT for what is no JSON. */
+export function parseWith<T>(schema: z.ZodType<T>, text: string, path: string, whole: string): T {
+  return checkWith(schema, parseJson(text, path), path, whole);
 }
 
 /** Reads a file of at most 64 MiB; ERR_IO, and ERR_FORMAT as `parseWith`. */

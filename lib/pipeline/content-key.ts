@@ -1,0 +1,87 @@
+/** What a shard's name says of its contents: a digest of everything that they are computed from. */
+import { createHash } from 'node:crypto';
+import { stat } from 'node:fs/promises';
+import { dirname, relative, resolve, sep } from 'node:path';
+
+import { AttentionBiasError } from '../errors.js';
+import { readJob } from '../formats/job.js';
+import { readWhole } from '../formats/io.js';
+import { readFrame } from '../frame/scene.js';
+import type { ManifestItem } from './manifest.js';
+import type { ManifestLine } from './read-manifest.js';
+
+const MAX_DESCRIPTION_BYTES = 64 * 2 ** 20;
+const AT_ONCE = 16;
+
+/** A file as it is named from the manifest's folder, in the same way on every system. */
+export const fromManifest = (manifest: string, file: string): string =>
+  relative(dirname(manifest), file).split(sep).join('/');
+
+/** The files that an item's FRAME.json or job file names. What can't be read names none: the item will fail. */
+async function dataFiles(item: ManifestItem, signal: AbortSignal | undefined): Promise<string[]> {
+  if (item.kind === 'frame') {
+    const { features, router } = item.options;
+    const given = [features, router].filter((file) => file !== undefined);
+    const frame = await readFrame(item.frame, signal);
+    return [frame.lidar.file, ...frame.cameras.map(({ file }) => file), ...given];
+  }
+  if (item.tensors !== undefined)
+    return Object.values(typeof item.tensors === 'string' ? [item.tensors] : item.tensors);
+  const { tensors } = await readJob(item.job, { signal });
+  return tensors === undefined ? [] : [resolve(dirname(item.job), tensors)];
+}
+
+/** null for a file that is not there: when it comes, the shard is another. */
+async function sizeOf(file: string): Promise<number | null> {
+  return stat(file).then(
+    ({ size }) => size,
+    () => null,
+  );
+}
+
+function unlessAborted<T>(value: T): (error: unknown) => T {
+  return (error) => {
+    if (error instanceof AttentionBiasError && error.code !== 'ERR_ABORTED') return value;
+    throw error;
+  };
+}
+
+/** What an item is computed from, as text. */
+async function describeItem(
+  { item, text }: ManifestLine,
+  manifest: string,
+  signal: AbortSignal | undefined,
+): Promise<string> {
+  const description = item.kind === 'frame' ? item.frame : item.job;
+  const bytes = await readWhole(description, MAX_DESCRIPTION_BYTES, signal).catch(unlessAborted(undefined));
+  const digest = bytes && createHash('sha256').update(new Uint8Array(bytes)).digest('hex');
+  const files = await dataFiles(item, signal).catch(unlessAborted<string[]>([]));
+  const sizes = await Promise.all(
+    files.map(async (file) => [fromManifest(manifest, file), await sizeOf(file)] as const),
+  );
+  return JSON.stringify([item.index, item.key, text, digest ?? null, sizes]);
+}
+
+/**
+ * 16 hexadecimal digits over the run's key and, for each item, its line, the bytes of its FRAME.json or job file, and names
+ * and sizes of the files that those name.
+ *
+ * @param runFiles files that the run's options name for all items
+ */
+export async function shardKey(
+  runKey: string,
+  runFiles: readonly string[],
+  lines: readonly ManifestLine[],
+  manifest: string,
+  signal?: AbortSignal,
+): Promise<string> {
+  const hash = createHash('sha256').update(runKey);
+  for (const file of runFiles)
+    hash.update(`\n${JSON.stringify([fromManifest(manifest, file), await sizeOf(file)])}`);
+  for (let at = 0; at < lines.length; at += AT_ONCE) {
+    const some = lines.slice(at, at + AT_ONCE);
+    const texts = await Promise.all(some.map((line) => describeItem(line, manifest, signal)));
+    for (const text of texts) hash.update(`\n${text}`);
+  }
+  return hash.digest('hex').slice(0, 16);
+}

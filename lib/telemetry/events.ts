@@ -1,0 +1,85 @@
+/** What is told of the things that take time: one object each, the same at its start and at its end. */
+import type { Device, DeviceInfo, Precision } from '../device.js';
+
+/** The operations of a device: what it computes or copies, by the name of the method. */
+export type Operation = {
+  [Name in keyof Device]: Device[Name] extends (...args: never[]) => Promise<unknown> ? Name : never;
+}[keyof Device];
+
+/** What an event has once the thing has ended. */
+interface Ended {
+  /** milliseconds from start to end: of an operation, its time in the device's queue with it */
+  ms?: number;
+  /** what it resolved with; not to be kept, as it may hold tensors */
+  result?: unknown;
+  /** what it rejected with */
+  error?: unknown;
+}
+
+/** A call of a device's operation. */
+export interface OperationEvent extends Ended {
+  readonly kind: 'operation';
+  readonly operation: Operation;
+  readonly backend: DeviceInfo['backend'];
+  /** `cpu`, or `cuda:N` */
+  readonly device: string;
+  /**
+   * sizes by their letters, as the descriptions of the operation's arguments have them; of a copy, its `elements`. Empty where
+   * the arguments are not of their shapes.
+   */
+  readonly shape: Readonly<Record<string, number>>;
+  /** of the arithmetic, for operations that take one */
+  readonly precision?: Precision | undefined;
+  /** types of the bias terms, such as `modality`, in their order */
+  readonly terms: readonly string[];
+  /** bytes copied, by `toDevice` and `toHost` */
+  readonly bytes?: number | undefined;
+}
+
+/** A stage of an item of a pipeline. */
+export interface StageEvent extends Ended {
+  readonly kind: 'stage';
+  /** such as `read` */
+  readonly stage: string;
+  /** the item's, where it has one */
+  readonly key?: string | undefined;
+  /** of the item, from 0 */
+  readonly index?: number | undefined;
+  /** bytes that it reads or writes, where that is known before */
+  readonly bytes?: number | undefined;
+}
+
+/** An item of a run, through all of its stages. `error`: it is one of the run's failures. */
+export interface ItemEvent extends Ended {
+  readonly kind: 'item';
+  readonly key: string;
+  readonly index: number;
+  /** what the item is, such as `frame` */
+  readonly type: string;
+}
+
+/** A shard of a run, from its first item to the file's name. `result` says whether it was `skipped`: finished before. */
+export interface ShardEvent extends Ended {
+  readonly kind: 'shard';
+  readonly shard: number;
+  /** number of its items */
+  readonly items: number;
+  /** the file's format, such as `tar` */
+  readonly format: string;
+}
+
+export type TelemetryEvent = OperationEvent | StageEvent | ItemEvent | ShardEvent;
+
+/** What an event is of, in one word of few: for names of spans and for labels. */
+export function nameOf(event: TelemetryEvent): string {
+  if (event.kind === 'operation') return event.operation;
+  if (event.kind === 'stage') return event.stage;
+  return event.kind === 'item' ? event.type : event.format;
+}
+
+/** The code of an error, else its class: words for labels, of which there are few. */
+export function errorType(error: unknown): string {
+  const { code, name } = Object(error) as { code?: unknown; name?: unknown };
+  if (typeof code === 'string') return code;
+  return error instanceof Error && typeof name === 'string' ? name : '_OTHER';
+}
