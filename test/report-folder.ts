@@ -6,6 +6,7 @@ import { pipeline } from 'node:stream/promises';
 import sharp from 'sharp';
 import { pack } from 'tar-stream';
 
+import type { RunDescription } from '../lib/pipeline/sidecar.js';
 import { random } from './support.js';
 
 export interface FolderOptions {
@@ -72,7 +73,7 @@ const bump = (center: number, width: number, next: () => number): number[] =>
     ),
   );
 
-function summaryOf(lidar: number, next: () => number): Record<string, unknown> {
+export function summaryOf(lidar: number, next: () => number): Record<string, unknown> {
   const parts = CAMERAS.map(() => 0.5 + next());
   const sum = parts.reduce((a, b) => a + b, 0);
   const queries = EDGES.slice(1).map((_, bin) =>
@@ -149,15 +150,17 @@ export async function writePipelineFolder(folder: string, options: FolderOptions
   const shares = lidarShares(items, next);
   await mkdir(join(folder, 'shards'), { recursive: true });
   await mkdir(join(folder, 'logs'));
-  const run = {
+  const run: RunDescription = {
     version: '0.1.0',
-    manifest: 'ab'.repeat(32),
-    items,
+    manifest: { sha256: 'ab'.repeat(32), items },
     shardSize,
+    shards: Math.ceil(items / shardSize),
     format: 'tar',
     dtype: 'f32',
-    tensors: ['out', 'lse'],
-    options: { queries: QUERIES, seed: 1, strength: 5, window: false },
+    tensors: ['lse', 'out'],
+    previews: pictures.length > 0,
+    precision: 'f32',
+    frame: { queries: QUERIES, seed: 1, strength: 5, window: false, features: null, router: null },
   };
   await writeFile(join(folder, 'run.json'), `${JSON.stringify(run, null, 2)}\n`);
   const log: string[] = [];

@@ -6,7 +6,7 @@ import { z } from 'zod';
 
 import { ioError, throwIfAborted } from '../../formats/io.js';
 import type { PictureKind, Row } from './data.js';
-import type { Picture, Source } from './page.js';
+import type { Picture, Source, SourceContext } from './page.js';
 import { failedRow, rowOf } from './row.js';
 
 /** Pixels: of the picture from above, and of a camera's in the sheet of all. */
@@ -16,7 +16,7 @@ const WEBP = { quality: 72 } as const;
 
 const collator = new Intl.Collator('en', { numeric: true });
 
-const isFile = async (path: string): Promise<boolean> =>
+export const isFile = async (path: string): Promise<boolean> =>
   (await stat(path).catch(() => undefined))?.isFile() ?? false;
 
 /** The folder itself, or those in it that hold a frame, in the order of their names. */
@@ -102,15 +102,7 @@ async function readRow(
 }
 
 /** @param folders of one frame each, in the page's order */
-export function frameFolders(
-  folder: string,
-  folders: readonly string[],
-  context: {
-    readonly version: string;
-    readonly keeps: (n: number, of: number) => boolean;
-    readonly signal?: AbortSignal | undefined;
-  },
-): Source {
+export function frameFolders(folder: string, folders: readonly string[], context: SourceContext): Source {
   const cameras: (string[] | undefined)[] = [];
   return {
     meta: {

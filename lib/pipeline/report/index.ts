@@ -1,13 +1,13 @@
 /** `attention-bias report`: one HTML file that shows a run, and needs nothing but itself. */
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
-import { packageVersion } from '../../cli/version.js';
 import { expected } from '../../errors.js';
 import { writeAtomically } from '../../formats/atomic.js';
 import { ioError } from '../../formats/io.js';
+import { packageVersion } from '../../version.js';
 import type { Row } from './data.js';
-import { foldersOfFrames, frameFolders } from './frame-folders.js';
+import { foldersOfFrames, frameFolders, isFile } from './frame-folders.js';
 import { pageOf, type Source } from './page.js';
 import { pipelineFolder } from './pipeline-folder.js';
 
@@ -32,15 +32,6 @@ export interface ReportSummary {
 
 const PICTURES = 2000;
 
-async function textOf(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw ioError('a file that can be read', path, cause);
-  }
-}
-
 async function openSource({ folder, pictures = PICTURES, signal }: ReportOptions): Promise<Source> {
   const info = await stat(folder).catch((cause: unknown) => {
     throw ioError('a folder that can be read', folder, cause);
@@ -50,12 +41,9 @@ async function openSource({ folder, pictures = PICTURES, signal }: ReportOptions
   const keeps = (n: number, of: number): boolean =>
     of <= pictures || Math.floor(((n + 1) * pictures) / of) > Math.floor((n * pictures) / of);
   const context = { version: packageVersion(), keeps, signal };
-  const run = await textOf(join(folder, 'run.json'));
   let source: Source;
-  let items: number;
-  if (run !== undefined) {
-    source = await pipelineFolder(folder, run, context);
-    items = source.meta.items;
+  if (await isFile(join(folder, 'run.json'))) {
+    source = await pipelineFolder(folder, context);
   } else {
     const folders = await foldersOfFrames(folder);
     if (folders.length === 0)
@@ -66,8 +54,8 @@ async function openSource({ folder, pictures = PICTURES, signal }: ReportOptions
         'one with neither run.json nor summary.json',
       );
     source = frameFolders(folder, folders, context);
-    items = folders.length;
   }
+  const { items } = source.meta;
   if (items <= pictures) return source;
   const note = `The page holds pictures of ${pictures} of ${items} frames (--pictures), evenly spread.`;
   return { ...source, meta: { ...source.meta, notes: [...source.meta.notes, note] } };

@@ -20,6 +20,15 @@ export interface Source {
   readonly pictures: () => AsyncIterable<Picture>;
 }
 
+/** What sources need beside their folder. */
+export interface SourceContext {
+  /** of this package */
+  readonly version: string;
+  /** whether the page has pictures of the n-th of so many frames */
+  readonly keeps: (n: number, of: number) => boolean;
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** JSON that no HTML parser sees an end of a script in. */
 const scriptJson = (value: unknown): string => JSON.stringify(value).replace(/</g, '\\u003c');
 

@@ -1,38 +1,16 @@
 /** The folder of a pipeline's run as a report's source. */
 import { createReadStream } from 'node:fs';
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { extract } from 'tar-stream';
-import { z } from 'zod';
 
 import { AttentionBiasError, expected } from '../../errors.js';
 import { ioError, throwIfAborted } from '../../formats/io.js';
+import { readItemLines, readRunDescription } from '../sidecar.js';
 import type { PageMeta, PictureKind, Row } from './data.js';
 import { readLogs, type RunTimes } from './logs.js';
-import type { Picture, Source } from './page.js';
+import type { Picture, Source, SourceContext } from './page.js';
 import { failedRow, rowOf } from './row.js';
-
-const runSchema = z.looseObject({
-  version: z.string().optional(),
-  items: z.int().nonnegative(),
-  shardSize: z.int().positive(),
-});
-
-const place = {
-  key: z.string(),
-  index: z.int().nonnegative(),
-  kind: z.enum(['frame', 'job']),
-  source: z.string(),
-};
-const lineSchema = z.discriminatedUnion('ok', [
-  z.object({ ...place, ok: z.literal(true), summary: z.unknown() }),
-  z.object({
-    ...place,
-    ok: z.literal(false),
-    stage: z.string(),
-    error: z.object({ code: z.string(), message: z.string() }),
-  }),
-]);
 
 const SHARD = /^(\d+)-([0-9a-f]{16})\.(tar|safetensors|npz)$/;
 
@@ -43,16 +21,10 @@ interface Shard {
   readonly pictures: boolean;
 }
 
-/** Fields of run.json, one after the other: { options: { seed: 1 } } is "options.seed". */
+/** Fields of run.json, one after the other: { frame: { seed: 1 } } is "frame.seed". */
 function factsOf(value: unknown, name = ''): [string, string][] {
   if (typeof value !== 'object' || value === null) return [[name, String(value)]];
-  if (Array.isArray(value))
-    return [
-      [
-        name,
-        value.map((item) => (typeof item === 'object' ? JSON.stringify(item) : String(item))).join(', '),
-      ],
-    ];
+  if (Array.isArray(value)) return [[name, value.join(', ')]];
   return Object.entries(value).flatMap(([field, inner]) =>
     factsOf(inner, name === '' ? field : `${name}.${field}`),
   );
@@ -101,25 +73,9 @@ async function* readRows(
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Row> {
   const path = `${shard.stem}.jsonl`;
-  throwIfAborted(signal, path);
-  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
-    throw ioError('a file that can be read', path, cause);
-  });
   let n = first;
-  for (const [i, line] of text.split('\n').entries()) {
-    if (line === '') continue;
-    let json: unknown;
-    try {
-      json = JSON.parse(line);
-    } catch {
-      throw expected('ERR_FORMAT', 'JSON', `${path}, line ${i + 1}`, JSON.stringify(line.slice(0, 60)));
-    }
-    const parsed = lineSchema.safeParse(json);
-    if (!parsed.success) {
-      const { path: field, message } = parsed.error.issues[0]!;
-      throw new AttentionBiasError('ERR_FORMAT', `${path}, line ${i + 1}: ${field.join('.')}: ${message}`);
-    }
-    const item = parsed.data;
+  for await (const item of readItemLines(path)) {
+    throwIfAborted(signal, path);
     const at = {
       n: n++,
       index: item.index,
@@ -167,30 +123,11 @@ async function* readPictures(
 }
 
 /** @throws AttentionBiasError ERR_IO, ERR_FORMAT */
-export async function pipelineFolder(
-  folder: string,
-  runText: string,
-  context: {
-    readonly version: string;
-    readonly keeps: (n: number, of: number) => boolean;
-    readonly signal?: AbortSignal | undefined;
-  },
-): Promise<Source> {
-  const runPath = join(folder, 'run.json');
+export async function pipelineFolder(folder: string, context: SourceContext): Promise<Source> {
   const { signal } = context;
-  let run: unknown;
-  try {
-    run = JSON.parse(runText);
-  } catch {
-    throw expected('ERR_FORMAT', 'JSON', runPath, 'something else');
-  }
-  const parsed = runSchema.safeParse(run);
-  if (!parsed.success) {
-    const { path: field, message } = parsed.error.issues[0]!;
-    throw new AttentionBiasError('ERR_FORMAT', `${runPath}: ${field.join('.')}: ${message}`);
-  }
-  const { items, shardSize } = parsed.data;
-  const total = Math.ceil(items / shardSize);
+  const run = await readRunDescription(join(folder, 'run.json'));
+  const { manifest, shards: total } = run;
+  const { items } = manifest;
   const { shards, older } = await finishedShards(join(folder, 'shards'));
   const times = await readLogs(join(folder, 'logs'), signal);
   const notes: string[] = [];

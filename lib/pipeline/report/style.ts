@@ -597,7 +597,8 @@ export const STYLE: string = css`
 
   .table,
   .gallery {
-    height: min(70vh, 620px);
+    min-height: 204px;
+    max-height: min(70vh, 620px);
     overflow: auto;
     border: 1px solid var(--line);
     border-radius: 8px;
@@ -816,9 +817,50 @@ export const STYLE: string = css`
     margin: 0 -16px;
     padding: 0 16px 14px;
   }
-  .detail .picture {
+  .openable {
+    display: block;
+    width: 100%;
+    padding: 0;
+    border: 0;
+    background: none;
+    cursor: zoom-in;
+  }
+  .openable .picture {
     border-radius: 6px;
     margin-bottom: 8px;
+  }
+  .lightbox {
+    width: fit-content;
+    max-width: 96vw;
+    max-height: 96vh;
+    padding: 0;
+    border: 1px solid var(--line);
+    border-radius: 10px;
+    background: var(--card);
+    color: var(--ink);
+    overflow: hidden;
+  }
+  .lightbox::backdrop {
+    background: rgb(0 0 0 / 0.72);
+  }
+  .lightbox .picture.bev {
+    width: min(94vw, 88vh);
+  }
+  .lightbox .picture.cameras {
+    width: min(94vw, 1500px);
+  }
+  .lightbox p {
+    display: flex;
+    flex-wrap: wrap;
+    gap: 4px 16px;
+    align-items: center;
+    padding: 8px 12px;
+  }
+  .lightbox span {
+    color: var(--muted);
+  }
+  .lightbox button {
+    margin-left: auto;
   }
   .detail .bars {
     margin: 12px 0;

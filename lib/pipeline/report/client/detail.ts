@@ -2,7 +2,7 @@
 import type { Row } from '../data.js';
 import { button, html, quoted, type Child } from './dom.js';
 import { count, duration, percent } from './format.js';
-import { picture } from './pictures.js';
+import { openable } from './lightbox.js';
 import { totalMs } from './statistics.js';
 import { COLOURS } from './stages-chart.js';
 import type { State } from './state.js';
@@ -68,10 +68,9 @@ function contents(row: Row): Child[] {
         html('p', {}, html('code', {}, quoted(failure.code)), ' in ', quoted(failure.stage)),
         html('p', {}, quoted(failure.message)),
       ),
-    row.kind === 'frame' && !failure && picture(row, 'bev'),
-    row.kind === 'frame' && !failure && picture(row, 'cameras'),
+    row.pictures && openable(row, 'bev'),
+    row.pictures && openable(row, 'cameras'),
     row.pictures &&
-      !failure &&
       html(
         'p',
         { class: 'about' },

@@ -64,8 +64,9 @@ export function weightsChart(state: State): HTMLElement {
     const all = shares;
     panels = panelsOf(width);
     const most = Math.max(...all.lidar, ...all.camera) || 1;
-    const steps = ticks(0, most * 1.15, 4);
-    y = (area) => linear([0, Math.max(most * 1.15, steps.at(-1)!)], [area.bottom, area.top]);
+    const top = Math.min(1, most * 1.15);
+    const steps = ticks(0, top, 4);
+    y = (area) => linear([0, top], [area.bottom, area.top]);
     for (const { area, sensor, name } of panels) {
       const bins = all[sensor];
       const x = linear([0, bins.length], [area.left, area.right]);
