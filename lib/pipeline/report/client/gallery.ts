@@ -62,7 +62,7 @@ export function gallery(state: State): View {
   const drawSoon = eachFrame(draw);
   element.addEventListener('scroll', drawSoon, { passive: true });
   new ResizeObserver(drawSoon).observe(element);
-  state.onShown(() => {
+  state.onOrdered(() => {
     element.scrollTop = 0;
     drawSoon();
   });

@@ -42,8 +42,10 @@ export interface State {
   setSort(sort: Sort): void;
   /** @param chosen by a person, who wants to see it, and not by the page */
   select(row: Row | undefined, chosen?: boolean): void;
-  /** Calls back when rows are shown, hidden or put in another order. */
+  /** Calls back when other rows are shown. */
   onShown(listener: () => void): void;
+  /** Calls back when other rows are shown, or the same in another order. */
+  onOrdered(listener: () => void): void;
   onSelected(listener: (row: Row | undefined, chosen: boolean) => void): void;
 }
 
@@ -90,6 +92,7 @@ export function createState(rows: readonly Row[], sort: Sort): State {
   let shown = filtered(rows, filter);
   let ordered = sortedBy(shown, order);
   const shownListeners: (() => void)[] = [];
+  const orderedListeners: (() => void)[] = [];
   const selectedListeners: ((row: Row | undefined, chosen: boolean) => void)[] = [];
   return {
     rows,
@@ -112,18 +115,19 @@ export function createState(rows: readonly Row[], sort: Sort): State {
       filter = { ...filter, ...change };
       shown = filtered(rows, filter);
       ordered = sortedBy(shown, order);
-      for (const listener of shownListeners) listener();
+      for (const listener of [...shownListeners, ...orderedListeners]) listener();
     },
     setSort(next) {
       order = next;
       ordered = sortedBy(shown, order);
-      for (const listener of shownListeners) listener();
+      for (const listener of orderedListeners) listener();
     },
     select(row, chosen = true) {
       selected = row;
       for (const listener of selectedListeners) listener(row, chosen);
     },
     onShown: (listener) => void shownListeners.push(listener),
+    onOrdered: (listener) => void orderedListeners.push(listener),
     onSelected: (listener) => void selectedListeners.push(listener),
   };
 }

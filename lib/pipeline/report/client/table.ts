@@ -166,7 +166,7 @@ export function table(state: State, columns: readonly Column[] = columnsOf(state
   const drawSoon = eachFrame(draw);
   element.addEventListener('scroll', drawSoon, { passive: true });
   new ResizeObserver(drawSoon).observe(element);
-  state.onShown(() => {
+  state.onOrdered(() => {
     markSort();
     element.scrollTop = 0;
     drawSoon();
