@@ -1,2 +1,11 @@
-export { Adam, open, AttentionBiasError, loadMultihead, operations } from './dist/index.js';
+export {
+  Adam,
+  open,
+  AttentionBiasError,
+  loadMultihead,
+  operations,
+  pipeline,
+  pipelineStream,
+  serveMetrics,
+} from './dist/index.js';
 export type * from './dist/index.js';

@@ -1,4 +1,13 @@
 // Named exports for import; the package itself is CommonJS.
 import api from './dist/index.js';
 
-export const { Adam, open, AttentionBiasError, loadMultihead, operations } = api;
+export const {
+  Adam,
+  open,
+  AttentionBiasError,
+  loadMultihead,
+  operations,
+  pipeline,
+  pipelineStream,
+  serveMetrics,
+} = api;

@@ -9,7 +9,10 @@
 import { realpathSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import { drawTensors, loadCases, sizeOf, withTensors } from './cases.mjs';
+import { withTensors } from './cases.mjs';
+import { cpuCases } from './cpu/cases.mjs';
+import { makeDraw, withoutTerms } from './cpu/inputs.mjs';
+import { prepareOwn } from './cpu/own.mjs';
 
 const TRIES = 5;
 const TRY_MS = 300; // of runs that a try takes the fastest of
@@ -37,6 +40,10 @@ export const floors = {
   'cmt LAM windows': { overReference: 28 },
   Swin: { overReference: 9, ofPeak: 0.22 },
   'dense modality': { overReference: 20 },
+  'cmt modality backward': { overReference: 14 },
+  'Swin backward': { overReference: 1 },
+  multihead: { overReference: 40, ofPeak: 0.18 },
+  'deformable backward': { overReference: 1 },
 };
 
 /**
@@ -51,38 +58,15 @@ export function slow(name, ms) {
     .map(([ratio, floor]) => `${name}: ${ratio} is ${reached[ratio].toFixed(3)}, below ${floor}`);
 }
 
-function fill(shape) {
-  const data = Float32Array.from({ length: sizeOf(shape) }, () => 4 * (Math.random() - 0.5));
-  return { data, shape };
-}
-
-/** { own, reference, flops }: what to time. */
-function prepare(name, cases, device, api) {
-  const { attention, bias, tensors } = cases;
-  const item = [...attention, ...bias].find((one) => one.name === name);
-  const terms = withTensors(item.bias, drawTensors(item.bias, tensors));
-  const { shape } = item;
-  if (shape.length === 4) {
-    const out = device.tensor(shape);
-    return {
-      own: () => device.bias({ shape, bias: terms, out }),
-      reference: () => api.referenceBias({ shape, bias: terms }),
-    };
-  }
-  const [b, h, q, k, d] = shape;
-  const inputs = {
-    query: fill([b, h, q, d]),
-    key: fill([b, h, k, d]),
-    value: fill([b, h, k, d]),
-    bias: terms,
-  };
-  const [out, lse] = [device.tensor([b, h, q, d]), device.tensor([b, h, q])];
-  return {
-    own: () => device.attention({ ...inputs, out, lse }),
-    reference: () => api.referenceAttention(inputs),
-    flops: floors[name].ofPeak && 4 * sizeOf(shape),
-  };
-}
+/** What the float64 reference does for each kind of case. */
+const references = {
+  attention: (api, _, args) => api.referenceAttention(args),
+  'attention-backward': (api, _, args) => api.referenceBackward(args),
+  bias: (api, { shape }, { bias }) => api.referenceBias({ shape, bias }),
+  multihead: (api, { shape }, args) => api.referenceMultihead({ ...args, heads: shape[1], identity: true }),
+  'deformable-backward': (api, { levels: spatialShapes }, { bias: _, ...args }) =>
+    api.referenceDeformable({ ...args, spatialShapes }),
+};
 
 /** The fastest of runs for a while, at least one. */
 async function fastest(run, forMs) {
@@ -105,10 +89,18 @@ async function main() {
   const { isa } = device.info;
   const judged = isa === 'x86-64-v3' || isa === 'x86-64-v4';
   if (!judged) console.log(`${isa} has no floors: nothing is judged`);
-  const cases = loadCases({ changed });
+  const { cases, tensors } = cpuCases({ changed });
+  const judgedCases = cases.filter(({ name }) => floors[name]);
+  const draw = makeDraw(judgedCases, tensors);
   const problems = [];
-  for (const name of Object.keys(floors)) {
-    const { own, reference, flops } = prepare(name, cases, device, api);
+  for (const item of judgedCases) {
+    const { name } = item;
+    const drawn = draw(item);
+    const bias = withTensors(item.bias, drawn);
+    const given = withoutTerms(item, drawn);
+    const { run: own } = await prepareOwn(device, item, given, bias);
+    const reference = () => references[item.kind](api, item, { ...given, bias });
+    const flops = floors[name].ofPeak && item.flops;
     await own();
     let ms;
     let wrong;

@@ -5,6 +5,8 @@ export { AttentionBiasError } from './errors.js';
 export { loadMultihead } from './multihead-weights.js';
 export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
+export { serveMetrics } from './pipeline/metrics.js';
+export type { MetricsOptions, MetricsServer } from './pipeline/metrics.js';
 export { operations } from './telemetry.js';
 export type {
   ItemEvent,
@@ -17,3 +19,20 @@ export type {
 export type * from './device.js';
 export type * from './terms.js';
 export type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray, TypedArrayOf } from './tensor.js';
+export { pipeline } from './pipeline/engine.js';
+export { pipelineStream } from './pipeline/stream.js';
+export type {
+  Failure,
+  NamedStage,
+  Outcome,
+  Pipeline,
+  PipelineOptions,
+  PipelineStats,
+  Source,
+  Stage,
+  StageContext,
+  StageFunction,
+  StageStats,
+  WithStages,
+} from './pipeline/engine.js';
+export type { PipelineStream } from './pipeline/stream.js';

@@ -28,6 +28,11 @@ export type {
   TelemetryEvent,
 } from './telemetry/events.js';
 
+/** The names of all channels. */
+export const channelNames: readonly string[] = [...operations, 'stage', 'item', 'shard'].map(
+  (name) => `attention-bias:${name}`,
+);
+
 type Channel<E extends TelemetryEvent> = TracingChannel<unknown, E>;
 
 // Held here: a channel that nobody holds may be collected, and the next of its name be another.
@@ -85,20 +90,46 @@ export function observeOperations<D extends Device>(
   }
 }
 
-/** What is known of a thing when it starts. */
-type Known<E> = Omit<E, 'kind' | 'stage' | 'ms' | 'result' | 'error'>;
+/** An item of a pipeline as its events tell of it. What a source gives may be anything. */
+interface Item {
+  readonly index: number;
+  /** whose `key` and `kind` are told, where it has such */
+  readonly item: unknown;
+  readonly bytes?: number;
+}
+
+function nameItem({ index, item, bytes }: Item): Omit<ItemEvent, 'kind'> {
+  const text = (name: string): string | undefined => {
+    try {
+      const value = (Object(item) as Record<string, unknown>)[name];
+      return typeof value === 'string' ? value : undefined;
+    } catch {
+      return undefined;
+    }
+  };
+  const [key, type] = [text('key'), text('kind')];
+  return {
+    index,
+    ...(key === undefined ? {} : { key }),
+    ...(type === undefined ? {} : { type }),
+    ...(bytes === undefined ? {} : { bytes }),
+  };
+}
 
 /** Runs a stage of an item, and tells of it on `attention-bias:stage`. Resolves and rejects as `run` does. */
-export function traceStage<T>(stage: string, info: Known<StageEvent>, run: () => Promise<T>): Promise<T> {
-  return observed(stages, () => ({ kind: 'stage', stage, ...info }), run);
+export function traceStage<T>(stage: string, item: Item, run: () => Promise<T>): Promise<T> {
+  return observed(stages, () => ({ kind: 'stage', stage, ...nameItem(item) }), run);
 }
 
 /** Runs an item through its stages, and tells of it on `attention-bias:item`. Resolves and rejects as `run` does. */
-export function traceItem<T>(info: Known<ItemEvent>, run: () => Promise<T>): Promise<T> {
-  return observed(items, () => ({ kind: 'item', ...info }), run);
+export function traceItem<T>(item: Item, run: () => Promise<T>): Promise<T> {
+  return observed(items, () => ({ kind: 'item', ...nameItem(item) }), run);
 }
 
 /** Computes and writes a shard, and tells of it on `attention-bias:shard`. Resolves and rejects as `run` does. */
-export function traceShard<T>(info: Known<ShardEvent>, run: () => Promise<T>): Promise<T> {
-  return observed(shards, () => ({ kind: 'shard', ...info }), run);
+export function traceShard<T>(
+  shard: Pick<ShardEvent, 'shard' | 'items' | 'format'>,
+  run: () => Promise<T>,
+): Promise<T> {
+  return observed(shards, () => ({ kind: 'shard', ...shard }), run);
 }

@@ -1,3 +1,5 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+
 import { AttentionBiasError, callNative, expected } from './errors.js';
 import type { NativeBinding, NativeDeviceBuffer } from './binding.js';
 
@@ -190,6 +192,9 @@ function isDeviceMemory(storage: TypedArray | DeviceMemory | undefined): storage
   return storage !== undefined && !ArrayBuffer.isView(storage);
 }
 
+/** Notes the tensors with memory of their own that are made within an asynchronous call, for who frees them. @internal */
+export const madeTensors = new AsyncLocalStorage<WeakSet<object>>();
+
 /** A tensor over native memory, which it owns. */
 export function adoptTensor<D extends DType>(
   binding: NativeBinding,
@@ -197,6 +202,18 @@ export function adoptTensor<D extends DType>(
   shape: readonly number[],
   dtype: D,
   memory: MemoryKind = 'host',
+): Tensor<D> {
+  const tensor = overNative(binding, buffer, shape, dtype, memory);
+  madeTensors.getStore()?.add(tensor);
+  return tensor;
+}
+
+function overNative<D extends DType>(
+  binding: NativeBinding,
+  buffer: ArrayBuffer | NativeDeviceBuffer,
+  shape: readonly number[],
+  dtype: D,
+  memory: MemoryKind,
 ): Tensor<D> {
   if (!isArrayBuffer(buffer)) {
     const release = (): void => {

@@ -31,8 +31,9 @@ import {
 
 import { AttentionBiasError, open, operations } from '../lib/index.js';
 import type { Device, Operation, OperationEvent, TelemetryEvent } from '../lib/index.js';
+import { pipeline } from '../lib/pipeline/engine.js';
 import { observeOperations, traceItem, traceShard, traceStage } from '../lib/telemetry.js';
-import { BusyClock } from '../lib/telemetry/busy.js';
+import { BusyShare } from '../lib/telemetry/busy.js';
 import { errorOf, random, uniform } from './support.js';
 
 const next = random(5);
@@ -130,6 +131,7 @@ const calls: Record<
   },
 };
 
+const job = { key: 'a', kind: 'job' };
 const wrong = { ...attention, key: uniform(next, [1, 2, 5, 7]) };
 
 let device: Device;
@@ -268,22 +270,87 @@ describe('diagnostics channels', () => {
 
   test('stages, items and shards have channels of their own', async () => {
     const fails = new AttentionBiasError('ERR_IO', 'no file');
-    const read = { key: 'a', index: 0, bytes: 9 };
+    const item = { key: 'a', kind: 'frame', frame: 'frame.json' };
+    const named = { index: 3, key: 'a', type: 'frame' };
     const stage = await heard('attention-bias:stage', async () => {
-      expect(await traceStage('read', read, async () => Promise.resolve(7))).toBe(7);
+      expect(await traceStage('read', { index: 3, item }, async () => Promise.resolve(7))).toBe(7);
     });
-    expect(stage[0]).toEqual(['start', { kind: 'stage', stage: 'read', ...read }]);
+    expect(stage[0]).toEqual(['start', { kind: 'stage', stage: 'read', ...named }]);
     expect(stage.at(-1)![1]).toMatchObject({ stage: 'read', result: 7, ms: expect.any(Number) as number });
-    const info = { key: 'a', index: 0, type: 'frame' };
-    const item = await heard('attention-bias:item', async () => {
-      await expect(traceItem(info, () => Promise.reject(fails))).rejects.toBe(fails);
+    const whole = await heard('attention-bias:item', async () => {
+      await expect(traceItem({ index: 3, item, bytes: 9 }, () => Promise.reject(fails))).rejects.toBe(fails);
     });
-    expect(item.map(([what]) => what)).toEqual(['start', 'end', 'error', 'asyncStart', 'asyncEnd']);
-    expect(item.at(-1)![1]).toMatchObject({ kind: 'item', ...info, error: fails });
+    expect(whole.map(([what]) => what)).toEqual(['start', 'end', 'error', 'asyncStart', 'asyncEnd']);
+    expect(whole.at(-1)![1]).toMatchObject({ kind: 'item', ...named, bytes: 9, error: fails });
+    const secretive = {
+      get key(): never {
+        throw new Error('no key');
+      },
+    };
+    for (const any of [7, null, secretive, { key: 7 }]) {
+      const [first] = await heard('attention-bias:item', () =>
+        traceItem({ index: 0, item: any }, () => Promise.resolve()),
+      );
+      expect(first).toEqual(['start', { kind: 'item', index: 0 }]);
+    }
     const shard = await heard('attention-bias:shard', () =>
       traceShard({ shard: 3, items: 64, format: 'tar' }, () => Promise.resolve({ skipped: true })),
     );
     expect(shard.at(-1)![1]).toMatchObject({ kind: 'shard', shard: 3, items: 64, result: { skipped: true } });
+  });
+});
+
+describe('of a pipeline', () => {
+  const items = ['a', 'b', 'c'].map((key) => ({ key, kind: 'job' }));
+  const stages = [
+    function read({ key }: { key: string }) {
+      if (key === 'b') throw new AttentionBiasError('ERR_IO', 'no b');
+      return key;
+    },
+    async function compute() {
+      return device.attention(attention);
+    },
+  ] as const;
+
+  test('items and their stages are told of, and of a failure where it was', async () => {
+    const run = pipeline(items, { stages, concurrency: 1, bytes: () => 10 });
+    const all: [string, TelemetryEvent][] = [];
+    const told = await heard('attention-bias:stage', async () => {
+      all.push(
+        ...(await heard('attention-bias:item', async () => {
+          for await (const { out } of run) out.dispose();
+        })),
+      );
+    });
+    const ended = (events: [string, TelemetryEvent][]) =>
+      events.flatMap(([what, event]) => (what === 'asyncEnd' ? [event] : []));
+    const failure = { error: expect.objectContaining({ code: 'ERR_IO' }) as Error };
+    const of = (index: number) => ({ index, key: 'abc'[index], type: 'job' });
+    expect(ended(all)).toMatchObject([
+      { kind: 'item', ...of(0), bytes: 10 },
+      { kind: 'item', ...of(1), bytes: 10, ...failure },
+      { kind: 'item', ...of(2), bytes: 10 },
+    ]);
+    expect(ended(told)).toMatchObject([
+      { kind: 'stage', stage: 'read', ...of(0), result: 'a' },
+      { kind: 'stage', stage: 'compute', ...of(0) },
+      { kind: 'stage', stage: 'read', ...of(1), ...failure },
+      { kind: 'stage', stage: 'read', ...of(2), result: 'c' },
+      { kind: 'stage', stage: 'compute', ...of(2) },
+    ]);
+    expect(run.failures).toMatchObject([{ index: 1, stage: 'read' }]);
+  });
+
+  test('an item that an abort keeps from its next stage is aborted, not done', async () => {
+    const controller = new AbortController();
+    const stopping = [() => controller.abort(), () => 1] as const;
+    const told = await heard('attention-bias:item', async () => {
+      await expect(async () => {
+        for await (const one of pipeline([1], { stages: stopping, signal: controller.signal }))
+          expect(one).toBe(0);
+      }).rejects.toMatchObject({ code: 'ERR_ABORTED' });
+    });
+    expect(told.at(-1)).toMatchObject(['asyncEnd', { kind: 'item', error: { code: 'ERR_ABORTED' } }]);
   });
 });
 
@@ -357,8 +424,8 @@ describe('spans', () => {
 
   test('operations lie below stages, stages below items, items below shards', async () => {
     await traceShard({ shard: 0, items: 1, format: 'tar' }, () =>
-      traceItem({ key: 'a', index: 0, type: 'job' }, () =>
-        traceStage('attention', { key: 'a', index: 0 }, () => device.attention(attention)),
+      traceItem({ index: 0, item: job }, () =>
+        traceStage('attention', { index: 0, item: job }, () => device.attention(attention)),
       ),
     );
     const spans = exporter.getFinishedSpans();
@@ -372,9 +439,10 @@ describe('spans', () => {
       ...spans.slice(1).map((span) => span.spanContext().spanId),
       undefined,
     ]);
+    const named = { 'attention_bias.key': 'a', 'attention_bias.index': 0, 'attention_bias.type': 'job' };
     expect(spans.slice(1).map(({ attributes }) => attributes)).toEqual([
-      { 'attention_bias.stage': 'attention', 'attention_bias.key': 'a', 'attention_bias.index': 0 },
-      { 'attention_bias.key': 'a', 'attention_bias.index': 0, 'attention_bias.type': 'job' },
+      { 'attention_bias.stage': 'attention', ...named },
+      named,
       { 'attention_bias.shard': 0, 'attention_bias.items': 1, 'attention_bias.format': 'tar' },
     ]);
   });
@@ -423,10 +491,9 @@ describe('metrics', () => {
     await device.toDevice({ data: new Float32Array(6), shape: [6] });
     for (const skipped of [true, false])
       await traceShard({ shard: 0, items: 1, format: 'tar' }, () => Promise.resolve({ skipped }));
-    await traceStage('read', { key: 'a', bytes: 100 }, () => Promise.resolve());
-    await traceItem({ key: 'a', index: 0, type: 'job' }, () => Promise.resolve());
-    const fails = () => Promise.reject(new TypeError('no'));
-    await traceItem({ key: 'b', index: 1, type: 'job' }, fails).catch(() => undefined);
+    await traceItem({ index: 0, item: job, bytes: 100 }, () => Promise.resolve());
+    for (const error of [new TypeError('no'), new AttentionBiasError('ERR_ABORTED', 'aborted')])
+      await traceItem({ index: 1, item: job }, () => Promise.reject(error)).catch(() => undefined);
 
     const told = await collected();
     const values = (name: string) =>
@@ -444,14 +511,15 @@ describe('metrics', () => {
     expect(values('attention_bias.items')).toEqual([
       [{ 'attention_bias.outcome': 'ok' }, 1],
       [{ 'attention_bias.outcome': 'failed' }, 1],
+      [{ 'attention_bias.outcome': 'aborted' }, 1],
     ]);
     expect(values('attention_bias.shards')).toEqual([
       [{ 'attention_bias.outcome': 'skipped' }, 1],
-      [{ 'attention_bias.outcome': 'finished' }, 1],
+      [{ 'attention_bias.outcome': 'ok' }, 1],
     ]);
     expect(values('attention_bias.io')).toEqual([
       [{ 'attention_bias.kind': 'operation', 'attention_bias.name': 'toDevice' }, 24],
-      [{ 'attention_bias.kind': 'stage', 'attention_bias.name': 'read' }, 100],
+      [{ 'attention_bias.kind': 'item', 'attention_bias.name': 'job' }, 100],
     ]);
     expect(values('attention_bias.failures')).toEqual([
       [
@@ -463,6 +531,7 @@ describe('metrics', () => {
         1,
       ],
       [{ 'attention_bias.kind': 'item', 'attention_bias.name': 'job', 'error.type': 'TypeError' }, 1],
+      [{ 'attention_bias.kind': 'item', 'attention_bias.name': 'job', 'error.type': 'ERR_ABORTED' }, 1],
     ]);
     expect(values('attention_bias.operations.running')).toEqual([[{}, 0]]);
     const [busy] = values('attention_bias.attention.busy');
@@ -480,25 +549,24 @@ describe('metrics', () => {
 
 test('the busy share is that of the last minute', () => {
   let at = 0;
-  const clock = new BusyClock(() => at);
-  expect(clock.ratio()).toBe(0);
+  const share = new BusyShare(() => at);
+  expect(share.ratio).toBe(0);
   at = 500;
-  clock.begin();
+  share.enter();
   at = 600;
-  clock.begin(); // beside it
+  share.enter(); // beside it
   at = 1000;
-  clock.end();
-  expect(clock.ratio()).toBeCloseTo(0.5);
-  expect(clock.running).toBe(1);
+  share.leave();
+  expect(share.ratio).toBeCloseTo(0.5);
   at = 1500;
-  clock.end();
+  share.leave();
   at = 2000;
-  expect(clock.ratio()).toBeCloseTo(0.5);
-  for (at = 2000; at < 120_000; at += 500) expect(clock.ratio()).toBeLessThanOrEqual(0.5);
-  expect(clock.ratio()).toBe(0); // that was more than a minute ago
-  clock.begin();
+  expect(share.ratio).toBeCloseTo(0.5);
+  for (at = 2000; at < 120_000; at += 500) expect(share.ratio).toBeLessThanOrEqual(0.5);
+  expect(share.ratio).toBe(0); // that was more than a minute ago
+  share.enter();
   at += 30_000;
-  expect(clock.ratio()).toBeCloseTo(0.5, 1);
+  expect(share.ratio).toBeCloseTo(0.5, 1);
   at += 600_000;
-  expect(clock.ratio()).toBeCloseTo(1, 1);
+  expect(share.ratio).toBeCloseTo(1, 1);
 });

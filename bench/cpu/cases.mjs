@@ -3,6 +3,7 @@
 // { name, from, kind, shape, bias, precision, dtype, fresh, ways, flops, bytes }: `kind` is the operation, `from` names the case in
 // cases.json, `ways` are PyTorch's ('given': a dense mask at hand, 'built': made within the time, 'boolean': a mask of bools at hand, 'none',
 // 'bf16 given', 'flex': compiled FlexAttention) and ONNX Runtime's ('onnx'). `flops` and `bytes` are what must be done at least.
+// A case of kind 'attention-backward' has its forward's shape as `qkv`; its own is that of all gradients.
 // A case of kind 'deformable' or 'deformable-backward' has levels, queries, heads, points and channels; its shape is that of all
 // its outputs, and PyTorch's way is 'grid_sample'.
 import { loadCases, sizeOf } from '../cases.mjs';
@@ -14,6 +15,12 @@ const attention = [
   { from: 'cmt modality + spatial', ways: ['given'] },
   { from: 'cmt LAM windows', ways: ['boolean'] },
   { from: 'Swin', ways: ['given', 'built'] },
+];
+
+/** 'learned': of the terms' weights and tables too, through a dense mask; 'given': of query, key and value alone. */
+const attentionBackward = [
+  { from: 'cmt modality', ways: ['learned', 'given', 'flex'] },
+  { from: 'Swin', ways: ['learned', 'given'] },
 ];
 
 /** Projections round an attention, with positions of the keys and the query added to the output. */
@@ -31,9 +38,17 @@ function visibleKeys({ shape, bias: terms }) {
   return window ? window.segments.reduce((sum, { size }) => sum + size * size, 0) : shape[3];
 }
 
-/** All cases, in the order of the report. */
-export function cpuCases({ small = false } = {}) {
-  const given = loadCases({ small });
+/** Names of the terms' tensors that learn, in the order of attentionBackward's gradients. */
+export function learntTensors(terms) {
+  return terms.flatMap(({ segments = [], table }) => [
+    ...segments.flatMap(({ weights }) => weights ?? []),
+    ...(table === undefined ? [] : [table]),
+  ]);
+}
+
+/** All cases, in the order of the report; `small` and `changed` as loadCases has them. */
+export function cpuCases(sizes = {}) {
+  const given = loadCases(sizes);
   const find = (list, name) => list.find((item) => item.name === name);
   const attentionCases = attention.map(({ from, precision = 'f32', ways }) => {
     const { shape, bias: terms } = find(given.attention, from);
@@ -41,6 +56,15 @@ export function cpuCases({ small = false } = {}) {
     const flops = 4 * b * h * q * visibleKeys({ shape, bias: terms }) * d;
     const name = precision === 'f32' ? from : `${from}, ${precision}`;
     return { name, from, kind: 'attention', shape, bias: terms, precision, dtype: 'float32', ways, flops };
+  });
+  const backwardCases = attentionBackward.map(({ from, ways }) => {
+    const { flops, shape, ...same } = attentionCases.find((item) => item.name === from);
+    const [b, h, q, k, d] = shape;
+    const learnt = learntTensors(same.bias).map((name) => sizeOf(given.tensors[name].shape));
+    const values = b * h * (q + 2 * k) * d + learnt.reduce((sum, size) => sum + size, 0);
+    // Scores again, and the gradients of probabilities, query, key and value: five products where the forward has two.
+    const kind = 'attention-backward';
+    return { ...same, name: `${from} backward`, kind, ways, qkv: shape, shape: [values], flops: 2.5 * flops };
   });
   const multiheadCases = multihead.map(({ name, from, ways }) => {
     const { flops, ...same } = attentionCases.find((item) => item.name === from);
@@ -79,7 +103,7 @@ export function cpuCases({ small = false } = {}) {
     ];
   });
   return {
-    cases: [...attentionCases, ...multiheadCases, ...biasCases, ...deformableCases],
+    cases: [...attentionCases, ...backwardCases, ...multiheadCases, ...biasCases, ...deformableCases],
     tensors: given.tensors,
   };
 }

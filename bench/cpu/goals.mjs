@@ -56,6 +56,15 @@ const goals = [
     },
   },
   faster('cmt modality', V4, 'PyTorch', 'flex', 4),
+  faster('cmt modality backward', V4, 'PyTorch', 'learned', 6, 6.7),
+  faster('cmt modality backward', V4, 'PyTorch', 'given', 1.9, 2.2),
+  {
+    what: `cmt modality backward, ${V4}, of the forward's time`,
+    goal: 2.5,
+    most: true,
+    unit: '×',
+    reach: ({ own }) => own('cmt modality backward', V4).ms / own('cmt modality', V4).ms,
+  },
 ];
 
 /**

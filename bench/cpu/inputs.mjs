@@ -3,7 +3,7 @@ import { createRequire } from 'node:module';
 import { drawTensors, makePool, sizeOf, withTensors } from '../cases.mjs';
 
 const require = createRequire(import.meta.url);
-const { openSafetensors, writeSafetensors } = require('../../dist/formats/index.js');
+const { openSafetensors } = require('../../dist/formats/index.js');
 
 /** The tensors of each kind of case, but for its terms'. */
 const shapes = {
@@ -11,6 +11,12 @@ const shapes = {
     query: [b, h, q, d],
     key: [b, h, k, d],
     value: [b, h, k, d],
+  }),
+  'attention-backward': ({ qkv: [b, h, q, k, d] }) => ({
+    query: [b, h, q, d],
+    key: [b, h, k, d],
+    value: [b, h, k, d],
+    gradOut: [b, h, q, d],
   }),
   multihead({ shape: [b, h, q, k, d] }) {
     const e = h * d;
@@ -27,16 +33,20 @@ const shapes = {
     return { query, key, value: key, keyPos: key, ...weights };
   },
   bias: () => ({}),
-  deformable({ levels, queries, heads, points, channels }) {
-    const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
-    return {
-      value: [1, pixels, heads, channels],
-      attentionWeights: [1, queries, heads, levels.length, points],
-      gradOut: [1, queries, heads * channels],
-    };
-  },
+  deformable,
+  'deformable-backward': deformable,
 };
-const shapesOf = (item) => Object.entries(shapes[item.kind.replace('-backward', '')](item));
+
+function deformable({ levels, queries, heads, points, channels }) {
+  const pixels = levels.reduce((sum, level) => sum + sizeOf(level), 0);
+  return {
+    value: [1, pixels, heads, channels],
+    attentionWeights: [1, queries, heads, levels.length, points],
+    gradOut: [1, queries, heads * channels],
+  };
+}
+
+const shapesOf = (item) => Object.entries(shapes[item.kind](item));
 
 /**
  * Locations some pixels about a query's own place: where there are as many queries as pixels, the pixel's, as in an encoder; else
@@ -64,11 +74,11 @@ function samplingLocations({ levels, queries, heads, points }) {
   return { data, shape };
 }
 
-/** write(item, path) draws a case's tensors. Weights are such that what they project is as large as before. */
-export function makeWriter(cases, tensors) {
+/** draw(item): a case's tensors by name. Weights are such that what they project is as large as before. */
+export function makeDraw(cases, tensors) {
   const sizes = cases.flatMap((item) => shapesOf(item).map(([, shape]) => sizeOf(shape)));
   const draw = makePool(Math.max(1, ...sizes));
-  return (item, path) => {
+  return (item) => {
     const drawn = drawTensors(item.bias, tensors);
     for (const [name, shape] of shapesOf(item)) {
       const { data } = draw(shape);
@@ -76,9 +86,13 @@ export function makeWriter(cases, tensors) {
       drawn[name] = { data: scale === 1 ? data : data.map((x) => scale * x), shape };
     }
     if (item.kind.startsWith('deformable')) drawn.samplingLocations = samplingLocations(item);
-    return writeSafetensors(path, drawn);
+    return drawn;
   };
 }
+
+/** The operation's own tensors of those drawn for a case. */
+export const withoutTerms = (item, drawn) =>
+  item.bias.length === 0 ? drawn : Object.fromEntries(shapesOf(item).map(([name]) => [name, drawn[name]]));
 
 /** { given, bias }: the tensors by name, and the case's terms with them in place. */
 export async function openInputs(path, item) {

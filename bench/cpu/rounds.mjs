@@ -69,7 +69,10 @@ export async function runCase(item, entries, { rounds, threads, folder, inputs }
       rmSync(path);
       const output = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
       if (expected) {
-        Object.assign(figure, distance(output, expected));
+        // With the bias given there are no gradients of its tensors, which come last.
+        const fewer = item.kind === 'attention-backward' && way === 'given';
+        const same = fewer ? expected.subarray(0, output.length) : expected;
+        Object.assign(figure, distance(output, same));
         if (!(figure.relative <= tolerance(item, way))) figure.wrong = true;
       }
       expected ??= output;

@@ -1,14 +1,18 @@
 // Starts the participants, runs the cases, and puts a record together.
 import { mkdtempSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { cpuCases } from './cases.mjs';
 import { judge } from './goals.mjs';
-import { makeWriter } from './inputs.mjs';
+import { makeDraw } from './inputs.mjs';
 import { machine, measuredIsas, peaks } from './machine.mjs';
 import { startParticipant } from './participant.mjs';
 import { runCase } from './rounds.mjs';
+
+const require = createRequire(import.meta.url);
+const { writeSafetensors } = require('../../dist/formats/index.js');
 
 const file = (path) => fileURLToPath(new URL(path, import.meta.url));
 
@@ -64,14 +68,14 @@ export async function measure({ names = [], rounds, threads, python, small, say 
     cases: chosen,
     figures: [],
   };
-  const write = makeWriter(chosen, tensors);
+  const draw = makeDraw(chosen, tensors);
   const folder = mkdtempSync(join(tmpdir(), 'attention-bias-bench-'));
   const participants = startAll(isas, python);
   try {
     for (const item of chosen) {
       say(item.name);
       const inputs = join(folder, 'inputs.safetensors');
-      await write(item, inputs);
+      await writeSafetensors(inputs, draw(item));
       const entries = entriesOf(item, participants);
       record.figures.push(...(await runCase(item, entries, { rounds, threads, folder, inputs })));
       // A machine's bandwidth moves with what its neighbours do: measured beside each case that is bound by it.

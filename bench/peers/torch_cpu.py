@@ -63,6 +63,34 @@ def prepare_deformable(case, named):
     return backward, sum(tensor.numel() for tensor in inputs) * 4
 
 
+def learnt_tensors(case):
+    """Names of the terms' tensors that learn, in the order in which the package returns their gradients."""
+    names = []
+    for term in case["bias"]:
+        names += [segment["weights"] for segment in term.get("segments", []) if "weights" in segment]
+        names += [term["table"]] if "table" in term else []
+    return names
+
+
+def prepare_backward(case, way, named):
+    """The gradients alone: the forward and what it keeps for them are made before, and kept."""
+    case = {**case, "shape": case["qkv"]}
+    with torch.inference_mode(False), torch.enable_grad():
+        named = {name: tensor.clone() for name, tensor in named.items()}
+        inputs = [named[name].requires_grad_() for name in ("query", "key", "value")]
+        learnt = [] if way == "given" else [named[name].requires_grad_() for name in learnt_tensors(case)]
+        if way == "flex":
+            out = compile_flex(case, named, inputs)()
+        else:
+            out = attention(*inputs, attn_mask=build(case, named, torch.float32))
+
+    def backward():
+        with torch.inference_mode(False):
+            return torch.autograd.grad(out, inputs + learnt, named["gradOut"], retain_graph=True)
+
+    return backward, sum(tensor.numel() for tensor in inputs + learnt) * 4
+
+
 def compile_flex(case, named, qkv):
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -98,6 +126,8 @@ def prepare(message):
         return lambda: fill_modality(out, case, named), 0
     if case["kind"].startswith("deformable"):
         return prepare_deformable(case, named)
+    if case["kind"] == "attention-backward":
+        return prepare_backward(case, way, named)
     qkv = [named[name] for name in ("query", "key", "value")]
     size = qkv[0].numel() * 4
     if case["kind"] == "multihead":

@@ -4,6 +4,7 @@ import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
+import { pipelineCommand } from './pipeline.js';
 import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
@@ -43,6 +44,7 @@ export async function main(args: string[]): Promise<void> {
     .command(runCommand)
     .command(frameCommand)
     .command(demoCommand)
+    .command(pipelineCommand)
     .command(smokeCommand)
     .command(reportCommand)
     .command(doctorCommand)

@@ -1,11 +1,12 @@
 /** What a shard's name says of its contents: a digest of everything that they are computed from. */
 import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
-import { dirname, relative, resolve, sep } from 'node:path';
+import { dirname, relative, sep } from 'node:path';
 
 import { AttentionBiasError } from '../errors.js';
 import { readJob } from '../formats/job.js';
 import { readWhole } from '../formats/io.js';
+import { filesOfTensors, resolveTensors } from '../formats/tensors-file.js';
 import { readFrame } from '../frame/scene.js';
 import type { ManifestItem } from './manifest.js';
 import type { ManifestLine } from './read-manifest.js';
@@ -25,10 +26,9 @@ async function dataFiles(item: ManifestItem, signal: AbortSignal | undefined): P
     const frame = await readFrame(item.frame, signal);
     return [frame.lidar.file, ...frame.cameras.map(({ file }) => file), ...given];
   }
-  if (item.tensors !== undefined)
-    return Object.values(typeof item.tensors === 'string' ? [item.tensors] : item.tensors);
+  if (item.tensors !== undefined) return filesOfTensors(item.tensors);
   const { tensors } = await readJob(item.job, { signal });
-  return tensors === undefined ? [] : [resolve(dirname(item.job), tensors)];
+  return tensors === undefined ? [] : filesOfTensors(resolveTensors(item.job, tensors));
 }
 
 /** null for a file that is not there: when it comes, the shard is another. */

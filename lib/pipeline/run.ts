@@ -15,6 +15,7 @@ import type { Device, Precision } from '../device.js';
 import { AttentionBiasError, expected } from '../errors.js';
 import { syncFolder } from '../formats/atomic.js';
 import { ioError, throwIfAborted } from '../formats/io.js';
+import { traceShard } from '../telemetry.js';
 import { packageVersion } from '../version.js';
 import { fromManifest, shardKey } from './content-key.js';
 import { computeItems, type ItemOutcome } from './items.js';
@@ -478,9 +479,15 @@ const MAX_TRIES = 3;
  *   ERR_DEVICE, ERR_ABORTED
  */
 export async function runShard(run: Run, index: number, context: ShardContext): Promise<ShardResult> {
-  const { signal, retryFailed = false } = context;
   if (!Number.isInteger(index) || index < 0 || index >= run.shards)
     throw expected('ERR_VALUE', `an integer from 0 to ${run.shards - 1}`, 'the shard', String(index));
+  const items = Math.min(run.shardSize, run.items - index * run.shardSize);
+  const { format } = run.options;
+  return traceShard({ shard: index, items, format }, () => finishShard(run, index, context));
+}
+
+async function finishShard(run: Run, index: number, context: ShardContext): Promise<ShardResult> {
+  const { signal, retryFailed = false } = context;
   const begin = performance.now();
   await claimFolder(run);
   const { manifest, options } = run;

@@ -1,16 +1,18 @@
-const WINDOW_MS = 60_000;
-const MARK_MS = 1_000;
-
-/** How much of the time something was under way, however many ran at once. Times are milliseconds of one clock. */
+/** How long something was at work: the union of overlapping spans, in milliseconds. */
 export class BusyClock {
   #running = 0;
   #since = 0;
-  #busyMs = 0;
-  /** how busy it had been at moments of the last minute, a second apart or more; the first is the window's begin */
-  readonly #marks: { at: number; busyMs: number }[];
+  #total = 0;
 
-  constructor(private readonly now: () => number = () => performance.now()) {
-    this.#marks = [{ at: now(), busyMs: 0 }];
+  /** `now`: milliseconds, for tests */
+  constructor(readonly now: () => number = () => performance.now()) {}
+
+  enter(): void {
+    if (this.#running++ === 0) this.#since = this.now();
+  }
+
+  leave(): void {
+    if (--this.#running === 0) this.#total += this.now() - this.#since;
   }
 
   /** how many are under way */
@@ -18,34 +20,48 @@ export class BusyClock {
     return this.#running;
   }
 
-  begin(): void {
-    const at = this.now();
-    this.#mark(at);
-    if (this.#running++ === 0) this.#since = at;
+  /** including a span that is not over yet */
+  get ms(): number {
+    return this.#total + (this.#running > 0 ? this.now() - this.#since : 0);
+  }
+}
+
+const WINDOW_MS = 60_000;
+const MARK_MS = 1_000;
+
+/** The share of the last minute in which something was at work, or of the time since it was made where that is shorter. */
+export class BusyShare {
+  readonly #clock: BusyClock;
+  /** what the clock said at moments of the last minute, a second apart or more; the first is where the window begins */
+  readonly #marks: { at: number; ms: number }[];
+
+  constructor(now?: () => number) {
+    this.#clock = new BusyClock(now);
+    this.#marks = [{ at: this.#clock.now(), ms: 0 }];
   }
 
-  end(): void {
-    const at = this.now();
-    if (--this.#running === 0) this.#busyMs += at - this.#since;
-    this.#mark(at);
+  enter(): void {
+    this.#mark();
+    this.#clock.enter();
   }
 
-  /** The share of the last minute, or of the time since the clock was made where that is shorter; 0 to 1. */
-  ratio(): number {
-    const at = this.now();
-    this.#mark(at);
+  leave(): void {
+    this.#clock.leave();
+    this.#mark();
+  }
+
+  /** 0 to 1 */
+  get ratio(): number {
+    const { at, ms } = this.#mark();
     const [first] = this.#marks;
-    const span = at - first!.at;
-    return span > 0 ? (this.#busyUntil(at) - first!.busyMs) / span : 0;
+    return at > first!.at ? (ms - first!.ms) / (at - first!.at) : 0;
   }
 
-  #busyUntil(at: number): number {
-    return this.#busyMs + (this.#running > 0 ? at - this.#since : 0);
-  }
-
-  #mark(at: number): void {
+  #mark(): { at: number; ms: number } {
     const marks = this.#marks;
-    while (marks.length > 1 && marks[1]!.at <= at - WINDOW_MS) marks.shift();
-    if (at - marks.at(-1)!.at >= MARK_MS) marks.push({ at, busyMs: this.#busyUntil(at) });
+    const mark = { at: this.#clock.now(), ms: this.#clock.ms };
+    while (marks.length > 1 && marks[1]!.at <= mark.at - WINDOW_MS) marks.shift();
+    if (mark.at - marks.at(-1)!.at >= MARK_MS) marks.push(mark);
+    return mark;
   }
 }

@@ -36,26 +36,28 @@ export interface OperationEvent extends Ended {
   readonly bytes?: number | undefined;
 }
 
-/** A stage of an item of a pipeline. */
+/** An item of a pipeline in one of its stages. */
 export interface StageEvent extends Ended {
   readonly kind: 'stage';
   /** such as `read` */
   readonly stage: string;
-  /** the item's, where it has one */
+  /** the item's place in the source, from 0 */
+  readonly index: number;
+  /** the item's `key` and `kind`, where it has such, as items of a manifest do */
   readonly key?: string | undefined;
-  /** of the item, from 0 */
-  readonly index?: number | undefined;
-  /** bytes that it reads or writes, where that is known before */
-  readonly bytes?: number | undefined;
+  readonly type?: string | undefined;
 }
 
-/** An item of a run, through all of its stages. `error`: it is one of the run's failures. */
+/** An item of a pipeline, through all of its stages, waiting for them included. */
 export interface ItemEvent extends Ended {
   readonly kind: 'item';
-  readonly key: string;
+  /** its place in the source, from 0 */
   readonly index: number;
-  /** what the item is, such as `frame` */
-  readonly type: string;
+  /** its `key` and `kind`, where it has such, as items of a manifest do */
+  readonly key?: string | undefined;
+  readonly type?: string | undefined;
+  /** what it takes on its way, as far as the pipeline knows */
+  readonly bytes?: number | undefined;
 }
 
 /** A shard of a run, from its first item to the file's name. `result` says whether it was `skipped`: finished before. */
@@ -74,7 +76,7 @@ export type TelemetryEvent = OperationEvent | StageEvent | ItemEvent | ShardEven
 export function nameOf(event: TelemetryEvent): string {
   if (event.kind === 'operation') return event.operation;
   if (event.kind === 'stage') return event.stage;
-  return event.kind === 'item' ? event.type : event.format;
+  return event.kind === 'item' ? (event.type ?? 'item') : event.format;
 }
 
 /** The code of an error, else its class: words for labels, of which there are few. */

@@ -1,5 +1,5 @@
 /** What is counted and timed: defined once, for OpenTelemetry and for Prometheus. */
-import { errorType, nameOf, type Operation, type TelemetryEvent } from './events.js';
+import { errorType, nameOf, type TelemetryEvent } from './events.js';
 
 export type Label = 'operation' | 'backend' | 'stage' | 'outcome' | 'kind' | 'name' | 'code';
 export type Labels = Readonly<Partial<Record<Label, string>>>;
@@ -42,7 +42,7 @@ export const measures = {
     name: 'attention_bias.items',
     prometheus: 'attention_bias_items_total',
     unit: '{item}',
-    description: 'Items of runs, by outcome: ok or failed',
+    description: 'Items of pipelines, by outcome: ok, failed or aborted',
     labels: ['outcome'],
   },
   shards: {
@@ -50,7 +50,7 @@ export const measures = {
     name: 'attention_bias.shards',
     prometheus: 'attention_bias_shards_total',
     unit: '{shard}',
-    description: 'Shards of runs, by outcome: finished, skipped (finished before) or failed',
+    description: 'Shards of runs, by outcome: ok, skipped (finished before), failed or aborted',
     labels: ['outcome'],
   },
   failures: {
@@ -66,7 +66,7 @@ export const measures = {
     name: 'attention_bias.io',
     prometheus: 'attention_bias_bytes_total',
     unit: 'By',
-    description: 'Bytes copied to and from devices, and read and written by stages',
+    description: 'Bytes copied to and from devices, and of items that went through',
     labels: ['kind', 'name'],
   },
 } as const satisfies Record<string, Measure>;
@@ -80,43 +80,37 @@ export type Sink = (measure: MeasureName, value: number, labels: Labels) => void
 export function measure(event: TelemetryEvent, sink: Sink): void {
   const { kind } = event;
   const failed = 'error' in event;
-  const code = failed ? { code: errorType(event.error) } : {};
+  const code: Labels = failed ? { code: errorType(event.error) } : {};
   const seconds = (event.ms ?? 0) / 1000;
   const name = nameOf(event);
+  const outcome = code.code === undefined ? 'ok' : code.code === 'ERR_ABORTED' ? 'aborted' : 'failed';
   if (failed) sink('failures', 1, { kind, name, ...code });
   if (kind === 'operation') {
     sink('operation', seconds, { operation: event.operation, backend: event.backend, ...code });
     if (event.bytes !== undefined && !failed) sink('bytes', event.bytes, { kind, name });
   } else if (kind === 'stage') {
     sink('stage', seconds, { stage: event.stage, ...code });
-    if (event.bytes !== undefined && !failed) sink('bytes', event.bytes, { kind, name });
   } else if (kind === 'item') {
-    sink('items', 1, { outcome: failed ? 'failed' : 'ok' });
+    sink('items', 1, { outcome });
+    if (event.bytes !== undefined && !failed) sink('bytes', event.bytes, { kind, name });
   } else {
     const { skipped } = Object(event.result) as { skipped?: unknown };
-    sink('shards', 1, { outcome: failed ? 'failed' : skipped === true ? 'skipped' : 'finished' });
+    sink('shards', 1, { outcome: skipped === true ? 'skipped' : outcome });
   }
 }
 
-export const BUSY = {
-  name: 'attention_bias.attention.busy',
-  prometheus: 'attention_bias_attention_busy_ratio',
-  unit: '1',
-  description: 'Share of the last minute with an attention operation under way, 0 to 1',
+/** What is so at the moment; `WorkClocks` has their values by the same names. */
+export const gauges = {
+  busy: {
+    name: 'attention_bias.attention.busy',
+    prometheus: 'attention_bias_attention_busy_ratio',
+    unit: '1',
+    description: 'Share of the last minute with an attention operation under way, 0 to 1',
+  },
+  running: {
+    name: 'attention_bias.operations.running',
+    prometheus: 'attention_bias_operations_running',
+    unit: '{operation}',
+    description: 'Device operations under way or waiting for the device',
+  },
 } as const;
-
-export const RUNNING = {
-  name: 'attention_bias.operations.running',
-  prometheus: 'attention_bias_operations_running',
-  unit: '{operation}',
-  description: 'Device operations under way or waiting for the device',
-} as const;
-
-/** The operations that count as attention. */
-export const isAttention: Readonly<Partial<Record<Operation, boolean>>> = {
-  attention: true,
-  attentionBackward: true,
-  multihead: true,
-  deformable: true,
-  deformableBackward: true,
-};

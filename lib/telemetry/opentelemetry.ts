@@ -5,9 +5,9 @@
 import type * as Api from '@opentelemetry/api';
 
 import { packageVersion } from '../version.js';
-import { BusyClock } from './busy.js';
+import { WorkClocks } from './work.js';
 import { errorType, type TelemetryEvent } from './events.js';
-import { BUCKETS, BUSY, isAttention, measure, measures, RUNNING } from './measures.js';
+import { BUCKETS, gauges, measure, measures } from './measures.js';
 import type { Label, Labels, Measure, MeasureName, Sink } from './measures.js';
 
 const SCOPE = 'attention-bias';
@@ -26,10 +26,10 @@ function load(): { api: typeof Api; version: string } {
 const attributeOf = (label: Label): string => (label === 'code' ? 'error.type' : `attention_bias.${label}`);
 
 function attributes(event: TelemetryEvent): Api.Attributes {
-  if (event.kind === 'stage') {
-    return { 'attention_bias.stage': event.stage, ...known({ key: event.key, index: event.index }) };
+  if (event.kind === 'stage' || event.kind === 'item') {
+    const { index, key, type } = event;
+    return known({ ...(event.kind === 'stage' ? { stage: event.stage } : {}), index, key, type });
   }
-  if (event.kind === 'item') return known({ key: event.key, index: event.index, type: event.type });
   if (event.kind === 'shard') return known({ shard: event.shard, items: event.items, format: event.format });
   const shape = Object.entries(event.shape).map(([letter, size]) => [`shape.${letter.toLowerCase()}`, size]);
   const { operation, backend, device, precision, bytes } = event;
@@ -72,9 +72,7 @@ async function withinSpan<T>(event: TelemetryEvent, run: () => Promise<T>): Prom
 interface Meters {
   readonly provider: Api.MeterProvider;
   readonly sink: Sink;
-  /** operations of attention, and all of them */
-  readonly busy: BusyClock;
-  readonly all: BusyClock;
+  readonly clocks: WorkClocks;
 }
 
 let current: Meters | undefined;
@@ -93,28 +91,28 @@ function bind(provider: Api.MeterProvider): Meters {
   const instruments = Object.fromEntries(
     Object.entries(measures).map(([name, definition]) => [name, take(definition)]),
   ) as Record<MeasureName, ReturnType<typeof take>>;
-  const busy = new BusyClock();
-  const all = new BusyClock();
-  meter.createObservableGauge(BUSY.name, BUSY).addCallback((result) => result.observe(busy.ratio()));
-  meter.createObservableGauge(RUNNING.name, RUNNING).addCallback((result) => result.observe(all.running));
+  const clocks = new WorkClocks();
+  for (const [gauge, { name, unit, description }] of Object.entries(gauges))
+    meter
+      .createObservableGauge(name, { unit, description })
+      .addCallback((result) => result.observe(clocks[gauge as keyof typeof gauges]));
   const sink: Sink = (name, value, labels: Labels) => {
     const given = Object.entries(labels).map(([label, text]) => [attributeOf(label as Label), text]);
     instruments[name](value, Object.fromEntries(given) as Api.Attributes);
   };
-  return { provider, sink, busy, all };
+  return { provider, sink, clocks };
 }
 
 /** Runs while the provider's instruments take what the event adds to them. */
 async function metered<T>(event: TelemetryEvent, run: () => Promise<T>): Promise<T> {
   const provider = load().api.metrics.getMeterProvider();
   if (provider !== current?.provider) current = bind(provider);
-  const { sink, busy, all } = current;
-  const clocks = event.kind === 'operation' ? [all, ...(isAttention[event.operation] ? [busy] : [])] : [];
-  for (const clock of clocks) clock.begin();
+  const { sink, clocks } = current;
+  clocks.begin(event);
   try {
     return await run();
   } finally {
-    for (const clock of clocks) clock.end();
+    clocks.end(event);
     measure(event, sink);
   }
 }

@@ -100,6 +100,8 @@ class Program {
 
   // Whether the bias differs between batch rows or heads, by the terms' types and their tensors' shapes.
   bool depends_on_batch() const { return batch_terms_ != 0; }
+  // Bits of the terms that differ between batch rows.
+  uint64_t batch_terms() const { return batch_terms_; }
   bool depends_on_head() const { return depends_on_head_; }
 
   // The first batch row whose bias is that of batch row b, by the terms' fields: b, unless b counts in

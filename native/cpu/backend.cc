@@ -34,9 +34,9 @@ struct Isa {
         isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
         isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
         isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
-        isa::backward, isa::linear_panels, isa::packed_weight_floats, isa::pack_weight,                  \
-        isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies, isa::peak_fma,        \
-        isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,                  \
+        isa::backward, isa::flush_grad_sums, isa::linear_panels, isa::packed_weight_floats,              \
+        isa::pack_weight, isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies,     \
+        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,   \
         isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient              \
   }
 
@@ -90,6 +90,8 @@ struct Pieces {
 constexpr int64_t kPiecesPerThread = 8;
 constexpr int64_t kLeastKeyRun = 1024;               // below it merging costs more than it spreads
 constexpr int64_t kStateFloats = 256 * 1024;         // of one piece's queries: 1 MB, for L2
+constexpr int64_t kSharedTileFloats = 1024 * 1024;   // of a thread's tiles that batch rows share: 4 MB
+constexpr int64_t kSharedRows = 64;                  // batch rows whose gradients are summed up in float32
 constexpr int64_t kPartialFloats = 6 * 1024 * 1024;  // of all partial results: 24 MB
 
 Pieces cut(const AttentionProblem& p, int64_t query_block, int threads) {
@@ -134,6 +136,30 @@ BackwardPieces cut_backward(const BackwardProblem& problem, int64_t query_block,
   c.query_run = std::min(e.queries, std::max(query_block, fit));
   return c;
 }
+
+// Memory for SharedTiles of a thread, cleared when a group of tasks begins.
+class SharedTileMemory {
+ public:
+  // Whether the batch rows of a group are worth it: several of each head, and terms that they have in common.
+  static bool pays(const BackwardProblem& problem, int64_t row_run, int64_t tiles, int64_t tile_floats) {
+    const AttentionProblem& p = problem.attention;
+    return p.bias && p.bias->term_count() != 0 && row_run >= 2 * p.extent.heads &&
+           tiles * tile_floats <= kSharedTileFloats;
+  }
+
+  const SharedTiles* begin(int64_t tiles, int64_t tile_floats) {
+    float* const memory = memory_.floats(2 * tiles * tile_floats);
+    bias_of_.assign(static_cast<size_t>(tiles), -1);
+    std::fill_n(memory, tiles * tile_floats, 0.0f);
+    shared_ = {memory, memory + tiles * tile_floats, bias_of_.data()};
+    return &shared_;
+  }
+
+ private:
+  Scratch memory_;
+  std::vector<int64_t> bias_of_;
+  SharedTiles shared_ = {};
+};
 
 // The gradients by a panel's rows, of queries or of keys: as pieces leave them, of all batch rows and heads
 // by run of keys, and what they sum up to.
@@ -652,6 +678,10 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   const int64_t groups = c.row_runs * c.key_runs;
   TermGradients terms(problem, groups);
   const int64_t scratch_floats = kernels.backward_scratch_floats(p, static_cast<int32_t>(c.query_run));
+  const int64_t tile_floats = kTileKeys * kernels.query_block();
+  const int64_t tiles = e.heads * ceil_div(e.queries, kernels.query_block()) * ceil_div(e.keys, kTileKeys);
+  const bool shares = SharedTileMemory::pays(problem, c.row_run, tiles, tile_floats);
+  std::vector<SharedTileMemory> shared_tiles(static_cast<size_t>(shares ? s.pool.size() : 0));
   s.run(groups, abort, [&](int64_t group, int worker) {
     const int64_t key_index = group % c.key_runs, row0 = group / c.key_runs * c.row_run;
     const int64_t row1 = std::min(rows, row0 + c.row_run), k0 = key_index * c.key_run;
@@ -665,6 +695,7 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
     if (!problem.grad_terms.empty()) {
       task.sinks = terms.enter(group, row0 / e.heads, (row1 - 1) / e.heads + 1);
     }
+    if (shares) task.shared = shared_tiles[static_cast<size_t>(worker)].begin(tiles, tile_floats);
     std::vector<float*> grad_query(by_query.size()), grad_key(by_key.size());
     task.grad_query = grad_query.data();
     task.grad_key = grad_key.data();
@@ -683,6 +714,8 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
         }
         if (!kernels.backward(task)) throw_aborted();
       }
+      const bool last = row + 1 == row1 || (row + 1 - row0) % (kSharedRows * e.heads) == 0;
+      if (task.shared && task.sinks && last) kernels.flush_grad_sums(task);
     }
   });
   for (const auto* gradients : {&by_query, &by_key}) {

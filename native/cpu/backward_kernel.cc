@@ -57,6 +57,8 @@ struct Work {
   const Term* terms;
   uint64_t planned_terms;  // all but lowRank and those that are listed
   uint64_t learned_terms;  // all but lowRank that have something learnable
+  uint64_t shared_terms;  // of these: whose gradients are summed up over batch rows, by tile, before they are
+                          // theirs
   int32_t first_learnable[kMaxTerms];
   int32_t value_dim;
   int32_t packed_dims;
@@ -312,6 +314,32 @@ void add_near_gradients(const Work& w, const Tile& tile, const NearGradient* beg
   }
 }
 
+// Where the tile lies in SharedTiles.
+AB_INLINE int64_t shared_tile(const AttentionProblem& p, const Tile& tile) {
+  const int64_t blocks = (p.extent.queries + kQueries - 1) / kQueries;
+  const int64_t tiles = (p.extent.keys + kTileKeys - 1) / kTileKeys;
+  return (tile.h * blocks + tile.q0 / kQueries) * tiles + tile.k0 / kTileKeys;
+}
+
+// The tile's biases at w.tile_bias: those of a batch row like this one where they are at hand.
+void find_tile_bias(Work* w, uint64_t mixed, const Tile& tile, const float* row) {
+  const SharedTiles* shared = w->task->near ? nullptr : w->task->shared;
+  if (shared) {
+    const int64_t at = shared_tile(*w->problem, tile), alike = w->problem->bias->first_alike(tile.b);
+    w->tile_bias = shared->biases + at * kTileKeys * kQueries;
+    if (shared->bias_of[at] == alike) return;
+    shared->bias_of[at] = alike;
+  }
+  fill_tile_bias({w->terms, w->tile_bias, w->local}, mixed, tile, row);
+}
+
+void add_shared_gradients(const Work& w, const Tile& tile) {
+  float* to = w.task->shared->grad_sums + shared_tile(*w.problem, tile) * kTileKeys * kQueries;
+  const float* from = w.grad_scores;
+  const float* const end = from + (tile.k1 - tile.k0) * kQueries;
+  for (; from != end; from += kLanes, to += kLanes) store(to, load(to) + load(from));
+}
+
 // ---- one block of queries over one block of keys ---------------------------------------------------------
 
 template <int NV, bool kHiding, bool kCareful>
@@ -356,7 +384,8 @@ __attribute__((noinline)) void differentiate_tile(const Work& w, const Block& bl
 }
 
 template <int NV>
-void differentiate_keys(const Work& w, const Block& block, const Tile& keys) {
+void differentiate_keys(Work* work, const Block& block, const Tile& keys) {
+  const Work& w = *work;
   const BackwardTask& t = *w.task;
   const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
   if (plan.hidden) return;
@@ -400,7 +429,7 @@ void differentiate_keys(const Work& w, const Block& block, const Tile& keys) {
     }
     Vec tile_sums[NV];
     if (part.mixed != 0 || far || hides) {
-      fill_tile_bias({w.terms, w.tile_bias, w.local}, part.mixed, tile, row);
+      find_tile_bias(work, part.mixed, tile, row);
       for (const NearGradient* i = near; i != near_end; ++i) {
         w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);
       }
@@ -417,7 +446,8 @@ void differentiate_keys(const Work& w, const Block& block, const Tile& keys) {
       store(block_sums + v * kLanes, load(block_sums + v * kLanes) + tile_sums[v]);
     }
     add_row_gradients(w, part.row_constant & w.learned_terms, tile, sums);
-    add_pair_gradients(w, part.mixed & w.learned_terms, tile);
+    if (part.mixed & w.shared_terms) add_shared_gradients(w, tile);
+    add_pair_gradients(w, part.mixed & w.learned_terms & ~w.shared_terms, tile);
     add_near_gradients(w, tile, near, near_end);
   }
   if (t.sinks) add_row_gradients(w, plan.row_constant & w.learned_terms, keys, block_sums);
@@ -460,13 +490,19 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
     const int32_t q = q0 + lane;
     const float lse = w.problem->lse[first + q];
     block.shift[lane] = lse == -kInfinity ? kInfinity : lse;  // sees no key: probabilities are 0
-    double mean = 0;
+    const float* out = w.problem->out + (first + q) * w.value_dim;
+    const float* grad = w.grad_out + static_cast<int64_t>(q) * w.value_dim;
+    double sums[4] = {};  // one would wait for itself
     for (int32_t d = 0; d < w.value_dim; ++d) {
-      mean += static_cast<double>(w.problem->out[(first + q) * w.value_dim + d]) *
-              static_cast<double>(w.grad_out[static_cast<int64_t>(q) * w.value_dim + d]);
+      sums[d % 4] += static_cast<double>(out[d]) * static_cast<double>(grad[d]);
     }
-    block.mean[lane] = static_cast<float>(mean);
+    block.mean[lane] = static_cast<float>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
+}
+
+AB_INLINE void clear_keys(float* block, int32_t count, int32_t dims) {
+  float* const end = block + static_cast<int64_t>(count) * padded(dims);
+  for (; block != end; block += kLanes) store(block, Vec{});
 }
 
 // Writes or adds the gradients by a block of keys, [keys][padded dims], times scale to their rows.
@@ -474,6 +510,31 @@ AB_INLINE void flush_keys(const float* from, int32_t count, int32_t dims, float 
   for (int32_t k = 0; k < count; ++k, from += padded(dims), to += dims) {
     for (int32_t d = 0; d < dims; ++d) to[d] = adds ? to[d] + from[d] * scale : from[d] * scale;
   }
+}
+
+// The task and its terms, but for lowRank ones.
+Work work_of(const BackwardTask& t) {
+  Work w = {};
+  w.task = &t;
+  w.problem = &t.problem->attention;
+  const Program* bias = w.problem->bias;
+  if (!bias) return w;
+  w.terms = bias->term_data();
+  int32_t learnable = 0;
+  for (int i = 0; i < bias->term_count(); ++i) {
+    const uint64_t bit = uint64_t{1} << i;
+    w.first_learnable[i] = learnable;
+    learnable += bias->learnable_count(i);
+    if (w.terms[i].type == TermType::kLowRank) continue;
+    const bool listed = visit(w.terms[i], [](const auto& term) AB_INLINE_LAMBDA {
+      using T = std::decay_t<decltype(term)>;
+      return T::kLocal && !T::kHides;
+    });
+    if (!listed || !t.near) w.planned_terms |= bit;
+    if (bias->learnable_count(i) != 0) w.learned_terms |= bit;
+  }
+  if (t.shared) w.shared_terms = w.learned_terms & ~bias->batch_terms();
+  return w;
 }
 
 }  // namespace
@@ -489,9 +550,7 @@ int64_t backward_scratch_floats(const AttentionProblem& p, int32_t queries) {
 bool backward(const BackwardTask& t) {
   const AttentionProblem& p = t.problem->attention;
   const int64_t head = t.b * p.extent.heads + t.h;
-  Work w = {};
-  w.task = &t;
-  w.problem = &p;
+  Work w = work_of(t);
   w.value_dim = static_cast<int32_t>(p.value_dim);
   w.packed_dims = static_cast<int32_t>(packed_dims(p));
   w.value = p.value.f32() + head * p.extent.keys * p.value_dim;
@@ -515,26 +574,11 @@ bool backward(const BackwardTask& t) {
   add_panel(p.query.f32() + head * p.extent.queries * p.head_dim,
             p.key.f32() + head * p.extent.keys * p.head_dim, static_cast<int32_t>(p.head_dim),
             static_cast<float>(p.scale));
-  if (p.bias) {
-    w.terms = p.bias->term_data();
-    int32_t learnable = 0;
-    for (int i = 0; i < p.bias->term_count(); ++i) {
-      const uint64_t bit = uint64_t{1} << i;
-      w.first_learnable[i] = learnable;
-      learnable += p.bias->learnable_count(i);
-      if (w.terms[i].type == TermType::kLowRank) {
-        const LowRankTerm& term = w.terms[i].low_rank;
-        const LowRankTerm::Column column = term.column(t.b, t.h, 0);
-        add_panel(column.query_factors, column.key_factors, term.rank, term.scale);
-        continue;
-      }
-      const bool listed = visit(w.terms[i], [](const auto& term) AB_INLINE_LAMBDA {
-        using T = std::decay_t<decltype(term)>;
-        return T::kLocal && !T::kHides;
-      });
-      if (!listed || !t.near) w.planned_terms |= bit;
-      if (p.bias->learnable_count(i) != 0) w.learned_terms |= bit;
-    }
+  for (int i = 0; p.bias && i < p.bias->term_count(); ++i) {
+    if (w.terms[i].type != TermType::kLowRank) continue;
+    const LowRankTerm& term = w.terms[i].low_rank;
+    const LowRankTerm::Column column = term.column(t.b, t.h, 0);
+    add_panel(column.query_factors, column.key_factors, term.rank, term.scale);
   }
   float* const blocks = key_blocks + key_floats;
   const auto block_at = [&](int32_t q0) AB_INLINE_LAMBDA {
@@ -549,20 +593,21 @@ bool backward(const BackwardTask& t) {
   }
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
     const int32_t k1 = min_i32(k0 + step, t.k1);
-    for (int64_t i = 0; i < key_floats; ++i) key_blocks[i] = 0.0f;
+    clear_keys(w.value_block, k1 - k0, w.value_dim);
+    for (int i = 0; i < w.panel_count; ++i) clear_keys(w.gradients[i].block, k1 - k0, w.gradients[i].dims);
     for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
       if (aborted(t.abort)) return false;
       const int32_t q1 = min_i32(q0 + kQueries, t.q1);
       const Tile keys = {t.b, t.h, q0, q1, k0, k1};
       switch ((q1 - q0 + kLanes - 1) / kLanes) {
         case 1:
-          differentiate_keys<1>(w, block_at(q0), keys);
+          differentiate_keys<1>(&w, block_at(q0), keys);
           break;
         case 2:
-          differentiate_keys<2>(w, block_at(q0), keys);
+          differentiate_keys<2>(&w, block_at(q0), keys);
           break;
         default:
-          differentiate_keys<3>(w, block_at(q0), keys);
+          differentiate_keys<3>(&w, block_at(q0), keys);
       }
     }
     flush_keys(w.value_block, k1 - k0, w.value_dim, 1.0f, t.adds,
@@ -588,6 +633,24 @@ bool backward(const BackwardTask& t) {
     }
   }
   return true;
+}
+
+void flush_grad_sums(const BackwardTask& t) {
+  Work w = work_of(t);
+  const Extent& e = w.problem->extent;
+  Tile tile = {t.b, 0, 0, 0, 0, 0};
+  for (tile.h = 0; tile.h < e.heads; ++tile.h) {
+    for (tile.q0 = 0; tile.q0 < e.queries; tile.q0 = tile.q1) {
+      tile.q1 = min_i32(tile.q0 + kQueries, static_cast<int32_t>(e.queries));
+      for (tile.k0 = t.k0; tile.k0 < t.k1; tile.k0 = tile.k1) {
+        tile.k1 = min_i32(tile.k0 + kTileKeys, t.k1);
+        float* sums = t.shared->grad_sums + shared_tile(*w.problem, tile) * kTileKeys * kQueries;
+        w.grad_scores = sums;
+        add_pair_gradients(w, plan_tile(w.terms, w.shared_terms, tile).mixed, tile);
+        for (int i = 0; i < kTileKeys * kQueries; ++i) sums[i] = 0.0f;
+      }
+    }
+  }
 }
 
 }  // namespace AB_ISA_NAME

@@ -85,6 +85,14 @@ struct GradientSink {
   float* floats;  // all of them: a tensor of single pairs, to whose elements few are added
 };
 
+// What the batch rows of a group of tasks have in common, one thread's: for each head, block of queries and
+// tile of keys, in this order, [kTileKeys][kQueries] floats.
+struct SharedTiles {
+  float* grad_sums;  // gradients by scores since flush_grad_sums(), of terms that don't depend on batch rows
+  float* biases;     // of the batch rows like `bias_of`
+  int64_t* bias_of;  // by tile: Program::first_alike(), or −1 where there are none yet
+};
+
 // The gradients by some queries and keys of one batch row and head.
 struct BackwardTask {
   const BackwardProblem* problem;
@@ -94,6 +102,7 @@ struct BackwardTask {
   bool careful;                           // whether inputs may hold NaN or infinities that masks hide
   const NearBlockOf<NearGradient>* near;  // as AttentionTask::near
   const GradientSink* sinks;              // of learnables(); null where nobody wants those gradients
+  const SharedTiles* shared;              // null where batch rows are few or their tiles too many
   // By panel, which are the head's own dims and each lowRank term's: rows [q1 − q0] to write, and rows of all
   // keys of this batch row and head. The pointers of a panel that nobody wants are null.
   float* const* grad_query;
@@ -166,6 +175,9 @@ struct Kernels {
   int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
   // False when it saw the abort flag set.
   bool (*backward)(const BackwardTask& task);
+  // Adds what the tasks of a group left in their shared tiles, of all heads and the task's keys, to its
+  // sinks.
+  void (*flush_grad_sums)(const BackwardTask& task);
   // Weights of a linear layer are packed by panel of outputs, into memory aligned to 64 bytes.
   int64_t (*linear_panels)(const LinearProblem& problem);
   int64_t (*packed_weight_floats)(const LinearProblem& problem);
@@ -224,6 +236,7 @@ struct Kernels {
   bool attention_short(const ShortTask& task);                                        \
   int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
   bool backward(const BackwardTask& task);                                            \
+  void flush_grad_sums(const BackwardTask& task);                                     \
   int64_t linear_panels(const LinearProblem& problem);                                \
   int64_t packed_weight_floats(const LinearProblem& problem);                         \
   void pack_weight(const LinearProblem& problem, int64_t panel, float* packed);       \

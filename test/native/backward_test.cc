@@ -151,6 +151,31 @@ void shared_tensors() {
 }
 
 // out and lse that are given save the forward pass and change nothing.
+// Many batch rows that have a bias in common, all or most of it, over one tile and over several.
+void shared_biases() {
+  Random r(19);
+  const auto normal = [&] { return r.normal(); };
+  for (const int64_t side : {7, 9}) {
+    context = "shifted windows of side " + std::to_string(side);
+    auto c = make_case({144, 2, side * side, side * side}, 16, 16, r);
+    const int64_t rows = (2 * side - 1) * (2 * side - 1);
+    c->bias->add_relative_position({side, side}, c->tensors.f32({rows, 2}, "table", normal), false,
+                                   "bias[0]");
+    c->bias->add_shifted_window({12 * side, 12 * side}, {side, side}, {side / 2, side / 2}, -100, "bias[1]");
+    check_gradients(*c, r);
+  }
+  context = "a class token, and terms of batch rows beside";
+  auto c = make_case({70, 2, 50, 50}, 16, 16, r);
+  c->bias->add_relative_position({7, 7}, c->tensors.f32({172, 2}, "table", normal), true, "bias[0]");
+  c->bias->add_dense(c->tensors.f32({1, 2, 50, 50}, "dense", normal), "bias[1]");
+  c->bias->add_alibi(c->tensors.f32({2}, "slopes", [&] { return r.uniform(0, 0.1f); }), "bias[2]");
+  c->bias->add_modality(3, {{5, 30, c->tensors.f32({70, 50}, "weights", [&] { return r.uniform(0, 1); })}},
+                        "bias[3]");
+  c->bias->add_padding(c->tensors.u8({70, 50}, "ignore", [&] { return static_cast<uint8_t>(r.chance(0.1)); }),
+                       "bias[4]");
+  check_gradients(*c, r);
+}
+
 void given_results() {
   context = "given out and lse";
   Random r(19);
@@ -196,6 +221,7 @@ int main(int count, char** arguments) {
   random_gradients(quick ? 10 : 120, [](const Case& c, Random& r) { check_gradients(c, r); });
   shapes();
   shared_tensors();
+  shared_biases();
   hidden_nan([](const Case& c, Random& r) { check_gradients(c, r); });
   given_results();
   aborts();

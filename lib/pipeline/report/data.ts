@@ -67,9 +67,8 @@ export interface PageMeta {
   readonly shards?: { readonly finished: number; readonly total: number } | undefined;
   /** items of the whole run, finished or not */
   readonly items: number;
-  /** wall time of the run, in milliseconds, from its logs: the sum over its processes of first to last line */
-  readonly busyMs?: number | undefined;
-  readonly processes?: number | undefined;
+  /** how fast one of its processes went on average, in items a second, by the logs */
+  readonly pace?: { readonly perSecond: number; readonly processes: number } | undefined;
   /** what a reader should know of the data, in sentences */
   readonly notes: readonly string[];
 }

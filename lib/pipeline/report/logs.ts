@@ -13,27 +13,27 @@ const itemLine = z.object({
   index: z.int().nonnegative(),
   ms: z.record(z.string(), z.number()),
 });
-const timed = z.object({ time: z.number() });
 
 export interface RunTimes {
   /** milliseconds a stage of each item, by its place in the manifest; of an item that was computed twice the later */
   readonly items: ReadonlyMap<number, Readonly<Record<string, number>>>;
   readonly processes: number;
-  /** from first to last line, summed over the processes */
+  /** summed over the processes: milliseconds from the first item to the last, and the items after the first */
   readonly busyMs: number;
+  readonly steps: number;
 }
 
 /** Reads logs/*.jsonl; a folder that is not there has no times. */
 export async function readLogs(folder: string, signal?: AbortSignal): Promise<RunTimes> {
   const items = new Map<number, { time: number; ms: Record<string, number> }>();
-  let [processes, busyMs] = [0, 0];
+  let [processes, busyMs, steps] = [0, 0, 0];
   const names = await readdir(folder).catch((cause: unknown) => {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return [];
     throw ioError('a folder that can be read', folder, cause);
   });
   for (const name of names.filter((name) => name.endsWith('.jsonl')).sort()) {
     const path = join(folder, name);
-    let [first, last] = [Infinity, -Infinity];
+    let [first, last, count] = [0, 0, 0];
     const input = createReadStream(path, { encoding: 'utf8' });
     try {
       for await (const line of createInterface({ input, crlfDelay: Infinity })) {
@@ -44,12 +44,11 @@ export async function readLogs(folder: string, signal?: AbortSignal): Promise<Ru
         } catch {
           continue;
         }
-        const any = timed.safeParse(json);
-        if (!any.success) continue;
-        [first, last] = [Math.min(first, any.data.time), Math.max(last, any.data.time)];
         const item = itemLine.safeParse(json);
         if (!item.success) continue;
         const { index, time, ms } = item.data;
+        if (count++ === 0) first = time;
+        last = time;
         if ((items.get(index)?.time ?? -Infinity) <= time) items.set(index, { time, ms });
       }
     } catch (cause) {
@@ -58,9 +57,10 @@ export async function readLogs(folder: string, signal?: AbortSignal): Promise<Ru
     } finally {
       input.destroy();
     }
-    if (last < first) continue;
+    if (count === 0) continue;
     ++processes;
-    busyMs += last - first;
+    busyMs += Math.max(0, last - first);
+    steps += count - 1;
   }
-  return { items: new Map([...items].map(([index, { ms }]) => [index, ms])), processes, busyMs };
+  return { items: new Map([...items].map(([index, { ms }]) => [index, ms])), processes, busyMs, steps };
 }

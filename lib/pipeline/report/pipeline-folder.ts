@@ -142,8 +142,10 @@ export async function pipelineFolder(folder: string, context: SourceContext): Pr
     facts: factsOf(run),
     shards: { finished: shards.length, total },
     items,
-    busyMs: times.busyMs > 0 ? times.busyMs : undefined,
-    processes: times.processes || undefined,
+    pace:
+      times.busyMs > 0
+        ? { perSecond: (times.steps / times.busyMs) * 1000, processes: times.processes }
+        : undefined,
     notes,
   };
   const places = new Map<Shard, Places>();

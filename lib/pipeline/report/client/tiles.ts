@@ -5,13 +5,12 @@ import { count, digits, duration, percent } from './format.js';
 import { mean, quantile, sorted, totalMs } from './statistics.js';
 import type { State } from './state.js';
 
-function rate({ busyMs, processes }: PageMeta, items: number): string | undefined {
-  if (!busyMs || items === 0) return undefined;
-  const perSecond = (items / busyMs) * 1000;
-  const many = processes !== undefined && processes > 1 ? ` on each of ${processes}` : '';
-  return perSecond >= 1
-    ? `${digits(perSecond)} a second${many}`
-    : `${digits(perSecond * 60)} a minute${many}`;
+/** A number, and of what it is. */
+function rate({ pace }: PageMeta): readonly [string, string] | undefined {
+  if (!pace?.perSecond) return undefined;
+  const { perSecond, processes } = pace;
+  const [value, unit] = perSecond >= 1 ? [perSecond, 'a second'] : [perSecond * 60, 'a minute'];
+  return [digits(value), processes > 1 ? `${unit}, mean of ${count(processes)} processes` : unit];
 }
 
 export function tiles(meta: PageMeta, state: State): HTMLElement {
@@ -29,7 +28,7 @@ export function tiles(meta: PageMeta, state: State): HTMLElement {
     const masses = shown.flatMap(({ mass }) => (mass ? [mass] : []));
     const times = sorted(shown.flatMap((row) => totalMs(row) ?? []));
     const all = shown.length === rows.length ? '' : ` of ${count(rows.length)}`;
-    const speed = rate(meta, rows.length);
+    const speed = rate(meta);
     element.replaceChildren(
       tile(
         rows.some(({ kind }) => kind === 'job') ? 'Items' : 'Frames',
@@ -59,9 +58,7 @@ export function tiles(meta: PageMeta, state: State): HTMLElement {
         duration(quantile(times, 0.5)),
         times.length ? `median; 95th ${duration(quantile(times, 0.95))}` : undefined,
       ),
-      ...(speed === undefined
-        ? []
-        : [tile('Rate', speed.replace(/ (a|on) .*/, ''), speed.replace(/^\S+ /, ''))]),
+      ...(speed ? [tile('Rate', ...speed)] : []),
     );
   };
   state.onShown(draw);
