@@ -262,6 +262,7 @@ describe('the page', () => {
       const mean = masses.reduce((a, b) => a + b, 0) / masses.length;
       const tiles = (await page.locator('.tile').allTextContents()).join('\n');
       expect(tiles).toContain('Frames1,000');
+      expect(tiles).toMatch(/Rate\d\.\d\da second$/m);
       expect(tiles).toContain(`Failed${lines.filter(({ ok }) => !ok).length}`);
       expect(tiles).toContain(`On LiDAR${(mean * 100).toFixed(1)} %`);
       expect(await page.locator('#mass svg').getAttribute('aria-label')).toContain(`${masses.length} frames`);
