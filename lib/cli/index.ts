@@ -8,6 +8,7 @@ import { pipelineCommand } from './pipeline.js';
 import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
+import { workerCommand } from './worker.js';
 import { packageVersion } from '../version.js';
 
 const USAGE_ERROR = 2;
@@ -49,6 +50,7 @@ export async function main(args: string[]): Promise<void> {
     .command(reportCommand)
     .command(doctorCommand)
     .command(benchCommand)
+    .command(workerCommand)
     .completion('completion', 'print a shell completion script')
     .demandCommand(1, 'expected a command; attention-bias --help lists them')
     .strict()

@@ -5,8 +5,11 @@ import type { CommandModule, Options } from 'yargs';
 import type { Device, DeviceInfo } from '../device.js';
 import { expected } from '../errors.js';
 import type { ItemFailure } from '../pipeline/items.js';
-import { logOptions, openLog, type LogLevel } from '../pipeline/log.js';
+import { logOptions, openLog } from '../pipeline/log.js';
 import { includes, partOf, type Part } from '../pipeline/part.js';
+import { embeddedQueue } from '../pipeline/queue/embedded.js';
+import type { RunTask } from '../pipeline/queue/queue.js';
+import { queuedRun } from '../pipeline/queue/runner.js';
 import { openRunLog, type RunLog } from '../pipeline/run-log.js';
 import {
   claimFolder,
@@ -21,11 +24,19 @@ import { readStatus, type FolderStatus } from '../pipeline/status.js';
 import { abortable } from './abortable.js';
 import { describeDevice, deviceOptions, openDevice, type DeviceOptions } from './device-options.js';
 import { frameOptions } from './frame.js';
+import {
+  checkAttempts,
+  describeRun,
+  enqueueRun,
+  queueOptions,
+  showStatus,
+  type QueueArguments,
+} from './pipeline-queue.js';
 import { counted, duration, grouped, perSecond } from './words.js';
 
-export interface PipelineArguments extends DeviceOptions {
+export interface PipelineArguments extends DeviceOptions, Omit<QueueArguments, 'redis'> {
   manifest: string | undefined;
-  out: string;
+  out: string | undefined;
   format: ShardFormat;
   dtype: ShardDtype;
   tensors: string | undefined;
@@ -34,7 +45,6 @@ export interface PipelineArguments extends DeviceOptions {
   concurrency: number | undefined;
   'max-bytes': number | undefined;
   previews: boolean;
-  'retry-failed': boolean;
   strict: boolean;
   queries: number;
   seed: number;
@@ -43,14 +53,13 @@ export interface PipelineArguments extends DeviceOptions {
   router: string | undefined;
   window: boolean;
   status: boolean;
-  json: boolean;
-  'log-level': LogLevel | undefined;
+  redis: string | undefined;
 }
 
 const { queries, seed, strength, features, router, window } = frameOptions;
 
 export const pipelineOptions = {
-  out: { type: 'string', demandOption: true, requiresArg: true, describe: 'folder of the shards' },
+  out: { type: 'string', requiresArg: true, describe: 'folder of the shards' },
   format: {
     choices: shardFormats,
     default: 'tar',
@@ -104,10 +113,11 @@ export const pipelineOptions = {
   router,
   window,
   ...deviceOptions,
+  ...queueOptions,
   status: {
     type: 'boolean',
     default: false,
-    describe: 'say how far the run in the folder is, and compute nothing',
+    describe: 'say how far the run in the folder is, or with --redis all runs, and compute nothing',
   },
   json: { type: 'boolean', default: false, describe: 'print a summary as JSON on stdout' },
   ...logOptions,
@@ -115,6 +125,8 @@ export const pipelineOptions = {
 
 /** Items failed: all of them, or any where that is asked to count. */
 const FAILED_ITEMS_EXIT = 5;
+/** Shards failed as a whole, each after all its attempts by workers. */
+const FAILED_SHARDS_EXIT = 1;
 const FAILURES_SHOWN = 5;
 
 /** What a run did, as --json prints it. */
@@ -134,8 +146,23 @@ export interface PipelineSummary {
   readonly ms: number;
 }
 
-function runOptions(args: PipelineArguments, manifest: string): RunOptions {
-  const { out, format, dtype, tensors, previews, precision, queries, seed, strength, window } = args;
+function requireOut({ out }: PipelineArguments): string {
+  if (out === undefined || out === '')
+    throw expected('ERR_VALUE', 'the folder of the shards', '--out', out === undefined ? 'nothing' : '""');
+  return out;
+}
+
+function runOptions(args: PipelineArguments): RunOptions {
+  const { manifest } = args;
+  if (manifest === undefined)
+    throw expected(
+      'ERR_VALUE',
+      'the path of a manifest',
+      'pipeline',
+      'nothing (see attention-bias pipeline --help)',
+    );
+  const out = requireOut(args);
+  const { format, dtype, tensors, previews, precision, queries, seed, strength, window } = args;
   const { features, router, 'shard-size': shardSize } = args;
   const names = tensors?.split(',').map((name) => name.trim());
   if (names?.some((name) => name === ''))
@@ -178,6 +205,37 @@ function failureOf({
 /** The number of items of a shard. */
 const itemsOf = (run: Run, shard: number): number =>
   Math.min(run.shardSize, run.items - shard * run.shardSize);
+
+/** Has the shards of a part done by `task`. When some have failed for good, and the others are done, it rejects with the first error. */
+async function workThrough(
+  run: Run,
+  part: Part,
+  { attempts, 'retry-failed': retryFailed }: PipelineArguments,
+  { task, stderr, signal }: { task: RunTask; stderr: Logger; signal: AbortSignal },
+): Promise<void> {
+  const queue = embeddedQueue();
+  let failure: Error | undefined;
+  try {
+    const only = (shard: number): boolean => includes(part, shard);
+    await queue.enqueue(queuedRun(run), { attempts: checkAttempts(attempts), retryFailed, only });
+    await queue.work(task, {
+      drain: true,
+      abandon: signal,
+      onEvent: (event) => {
+        if (event.type !== 'failed') return;
+        const { error, last } = event;
+        const { shard, attempt } = event.task;
+        if (last) failure ??= error;
+        const words = last ? 'shard failed' : 'shard failed and will be tried again';
+        if (process.stderr.isTTY) process.stderr.write(`${words}: ${shard}: ${error.message}\n`);
+        stderr[last ? 'error' : 'warn']({ shard, attempt, error: { message: error.message } }, words);
+      },
+    });
+  } finally {
+    await queue.close();
+  }
+  if (failure) throw failure;
+}
 
 /** Computes the shards of a part, one after the other, and logs them into the output folder. */
 async function computeShards(
@@ -242,7 +300,7 @@ async function computeShards(
     return result;
   };
   try {
-    for (const shard of mine) await one(shard);
+    await workThrough(run, part, args, { task: ({ shard }) => one(shard), stderr, signal });
   } finally {
     bar.stop();
   }
@@ -295,17 +353,9 @@ function describeStatus({ out, shards, items, itemsPerSecond, secondsLeft, lastL
 
 /** Runs a manifest as the command line does. */
 export async function runPipeline(args: PipelineArguments, signal: AbortSignal): Promise<PipelineSummary> {
-  const { manifest, out } = args;
-  if (manifest === undefined)
-    throw expected(
-      'ERR_VALUE',
-      'the path of a manifest',
-      'pipeline',
-      'nothing (see attention-bias pipeline --help)',
-    );
   const part = partOf(args.shard);
   const stderr = openLog({ level: args['log-level'] ?? (process.stderr.isTTY ? 'silent' : 'info') });
-  const run = await planRun(runOptions(args, manifest), signal);
+  const run = await planRun(runOptions(args), signal);
   await claimFolder(run);
   using device = await openDevice(args);
   if (part.source !== undefined) {
@@ -333,12 +383,31 @@ export async function runPipeline(args: PipelineArguments, signal: AbortSignal):
       shards: shards.total,
       itemsPerSecond,
       ms: Math.round(ms),
-      out,
+      out: run.out,
     },
     'done',
   );
   if (process.stderr.isTTY) process.stderr.write(describe(summary));
   return summary;
+}
+
+function setExitCode({ total, failed }: { total: number; failed: number }, args: PipelineArguments): void {
+  if (failed > 0 && (args.strict || failed === total)) process.exitCode = FAILED_ITEMS_EXIT;
+}
+
+/** Has workers do the run, and waits for them unless detached. */
+async function runOnQueue(args: PipelineArguments & QueueArguments, signal: AbortSignal): Promise<void> {
+  const run = await planRun(runOptions(args), signal);
+  const status = await enqueueRun(run, args, signal);
+  process.stderr.write(describeRun(status));
+  if (args.json) process.stdout.write(`${JSON.stringify(status)}\n`);
+  if (status.shards.failed > 0) process.exitCode = FAILED_SHARDS_EXIT;
+  else setExitCode(status.items, args);
+}
+
+/** Shows all runs of a queue, or that of a manifest and a folder. */
+async function queueStatus(args: PipelineArguments & QueueArguments): Promise<void> {
+  await showStatus(args, args.manifest === undefined ? undefined : await planRun(runOptions(args)));
 }
 
 export const pipelineCommand: CommandModule<object, PipelineArguments> = {
@@ -351,21 +420,28 @@ export const pipelineCommand: CommandModule<object, PipelineArguments> = {
       .example('$0 pipeline frames.jsonl --out shards --window', '')
       .example('$0 pipeline frames.jsonl --out shards --shard 3/16', 'the fourth of sixteen machines')
       .example('$0 pipeline --out shards --status', 'how far it is')
+      .example('$0 pipeline frames.jsonl --out shards --redis redis://queue', 'by workers on any machine')
+      .example('$0 pipeline --status --redis redis://queue', 'how far they are')
       .epilogue(
         'Finished shards are never computed again: stopped or killed, the same command goes on where it was. docs/pipelines.md ' +
-          'describes the manifest and the files. Exit codes: 5 when all items failed, or with --strict any; 2 for a wrong ' +
+          'describes the manifest and the files. Exit codes: 5 when all items failed, or with --strict any; 1 when workers gave up shards; 2 for a wrong ' +
           'manifest or option, 3 for a device that is not there, 4 for a file that cannot be opened, read or written.',
       ),
   handler: async (args) => {
+    const { redis } = args;
+    if (redis !== undefined) {
+      const queueArgs = { ...args, redis };
+      await (args.status ? queueStatus(queueArgs) : abortable((signal) => runOnQueue(queueArgs, signal)));
+      return;
+    }
     if (args.status) {
-      const status = await readStatus(args.out);
+      const status = await readStatus(requireOut(args));
       process.stderr.write(describeStatus(status));
       if (args.json) process.stdout.write(`${JSON.stringify(status)}\n`);
       return;
     }
     const summary = await abortable((signal) => runPipeline(args, signal));
     if (args.json) process.stdout.write(`${JSON.stringify(summary)}\n`);
-    const { total, failed } = summary.items;
-    if (failed > 0 && (args.strict || failed === total)) process.exitCode = FAILED_ITEMS_EXIT;
+    setExitCode(summary.items, args);
   },
 };
