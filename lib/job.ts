@@ -49,6 +49,10 @@ function usesOf(value: unknown, path: readonly PropertyKey[] = []): Use[] {
   return Object.entries(value).flatMap(([key, item]) => usesOf(item, [...path, key]));
 }
 
+/** The tensors that a job names. */
+export const tensorNames = (job: Job): ReadonlySet<string> =>
+  new Set(usesOf(job).map(({ ref }) => ref.tensor));
+
 function withTensors<T>(value: T, loaded: ReadonlyMap<string, HostTensor>): Loaded<T> {
   const replace = (item: unknown): unknown => {
     if (item instanceof TensorRef) return loaded.get(item.tensor);
