@@ -6,6 +6,10 @@ export {
   operations,
   pipeline,
   pipelineStream,
+  planRun,
+  runShard,
+  readManifest,
+  readItemLines,
   serveMetrics,
 } from './dist/index.js';
 export type * from './dist/index.js';

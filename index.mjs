@@ -9,5 +9,9 @@ export const {
   operations,
   pipeline,
   pipelineStream,
+  planRun,
+  runShard,
+  readManifest,
+  readItemLines,
   serveMetrics,
 } = api;

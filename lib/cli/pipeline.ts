@@ -206,7 +206,13 @@ function failureOf({
 const itemsOf = (run: Run, shard: number): number =>
   Math.min(run.shardSize, run.items - shard * run.shardSize);
 
-/** Has the shards of a part done by `task`. When some have failed for good, and the others are done, it rejects with the first error. */
+/** A full disk or a lost folder fails every shard: after so many in a row no other is begun. */
+const FAILURES_IN_A_ROW = 3;
+
+/**
+ * Has the shards of a part done by `task`. When some have failed for good, and the others are done or as many as it takes to give
+ * up have failed one after the other, it rejects with the first error.
+ */
 async function workThrough(
   run: Run,
   part: Part,
@@ -214,18 +220,23 @@ async function workThrough(
   { task, stderr, signal }: { task: RunTask; stderr: Logger; signal: AbortSignal },
 ): Promise<void> {
   const queue = embeddedQueue();
+  const stop = new AbortController();
   let failure: Error | undefined;
+  let inARow = 0;
   try {
     const only = (shard: number): boolean => includes(part, shard);
     await queue.enqueue(queuedRun(run), { attempts: checkAttempts(attempts), retryFailed, only });
     await queue.work(task, {
       drain: true,
       abandon: signal,
+      stop: stop.signal,
       onEvent: (event) => {
+        if (event.type === 'done') inARow = 0;
         if (event.type !== 'failed') return;
         const { error, last } = event;
         const { shard, attempt } = event.task;
         if (last) failure ??= error;
+        if (last && ++inARow === FAILURES_IN_A_ROW) stop.abort();
         const words = last ? 'shard failed' : 'shard failed and will be tried again';
         if (process.stderr.isTTY) process.stderr.write(`${words}: ${shard}: ${error.message}\n`);
         stderr[last ? 'error' : 'warn']({ shard, attempt, error: { message: error.message } }, words);
@@ -356,8 +367,8 @@ export async function runPipeline(args: PipelineArguments, signal: AbortSignal):
   const part = partOf(args.shard);
   const stderr = openLog({ level: args['log-level'] ?? (process.stderr.isTTY ? 'silent' : 'info') });
   const run = await planRun(runOptions(args), signal);
-  await claimFolder(run);
   using device = await openDevice(args);
+  await claimFolder(run); // before its log is opened there: the folder may be another run's
   if (part.source !== undefined) {
     const { index, count, source } = part;
     if (process.stderr.isTTY) process.stderr.write(`part ${index}/${count}, by ${source}\n`);

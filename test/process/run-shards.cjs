@@ -6,7 +6,8 @@ async function main([options, first, step]) {
   const run = await planRun(JSON.parse(options));
   const device = await open({ device: 'cpu', threads: 1 });
   process.stdout.write('ready\n');
-  for (let shard = Number(first); shard < run.shards; shard += Number(step)) await runShard(run, shard, { device });
+  for (let shard = Number(first); shard < run.shards; shard += Number(step))
+    await runShard(run, shard, { device });
   device.close();
 }
 
