@@ -5,6 +5,7 @@ import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
 import { pipelineCommand } from './pipeline.js';
+import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
 import { workerCommand } from './worker.js';
@@ -46,6 +47,7 @@ export async function main(args: string[]): Promise<void> {
     .command(demoCommand)
     .command(pipelineCommand)
     .command(smokeCommand)
+    .command(reportCommand)
     .command(doctorCommand)
     .command(benchCommand)
     .command(workerCommand)
