@@ -878,6 +878,9 @@ export const STYLE: string = css`
   .lightbox .picture.cameras {
     width: min(94vw, 1500px);
   }
+  .lightbox .view bdi {
+    padding-inline: 8px;
+  }
   .lightbox p {
     display: flex;
     flex-wrap: wrap;
