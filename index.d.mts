@@ -1,2 +1,15 @@
-export { Adam, open, AttentionBiasError, loadMultihead, operations, pipeline, pipelineStream } from './dist/index.js';
+export {
+  Adam,
+  open,
+  AttentionBiasError,
+  loadMultihead,
+  operations,
+  pipeline,
+  pipelineStream,
+  planRun,
+  runShard,
+  readManifest,
+  readItemLines,
+  serveMetrics,
+} from './dist/index.js';
 export type * from './dist/index.js';

@@ -1,4 +1,17 @@
 // Named exports for import; the package itself is CommonJS.
 import api from './dist/index.js';
 
-export const { Adam, open, AttentionBiasError, loadMultihead, operations, pipeline, pipelineStream } = api;
+export const {
+  Adam,
+  open,
+  AttentionBiasError,
+  loadMultihead,
+  operations,
+  pipeline,
+  pipelineStream,
+  planRun,
+  runShard,
+  readManifest,
+  readItemLines,
+  serveMetrics,
+} = api;

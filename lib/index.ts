@@ -5,6 +5,8 @@ export { AttentionBiasError } from './errors.js';
 export { loadMultihead } from './multihead-weights.js';
 export type { LoadedMultihead } from './multihead-weights.js';
 export type { ErrorCode } from './errors.js';
+export { serveMetrics } from './pipeline/metrics.js';
+export type { MetricsOptions, MetricsServer } from './pipeline/metrics.js';
 export { operations } from './telemetry.js';
 export type {
   ItemEvent,
@@ -34,3 +36,10 @@ export type {
   WithStages,
 } from './pipeline/engine.js';
 export type { PipelineStream } from './pipeline/stream.js';
+export { planRun, runShard } from './pipeline/run.js';
+export type { Run, RunOptions, ShardContext, ShardResult } from './pipeline/run.js';
+export { readManifest } from './pipeline/read-manifest.js';
+export type { FrameItem, JobItem, ManifestItem } from './pipeline/manifest.js';
+export { readItemLines } from './pipeline/sidecar.js';
+export type { ItemLine, RunDescription, ShardDtype, ShardFormat } from './pipeline/sidecar.js';
+export type { ItemFailure, ItemOutcome, ItemResult } from './pipeline/items.js';

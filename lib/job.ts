@@ -1,5 +1,4 @@
-/** Runs job files: an operation on the tensors of a safetensors file. */
-import { dirname, resolve } from 'node:path';
+/** Runs job files: an operation on tensors of a file. */
 
 import { AttentionBiasError, expected, type ErrorCode } from './errors.js';
 import type { BackwardResult, Device } from './device.js';
@@ -8,7 +7,13 @@ import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
 import { fieldPath } from './formats/schema.js';
-import { openSafetensors, type SafetensorsFile } from './formats/safetensors.js';
+import {
+  openTensors,
+  resolveTensors,
+  TENSORS_SOURCE,
+  type TensorsFile,
+  type TensorsSource,
+} from './formats/tensors-file.js';
 import type { Tensor } from './tensor.js';
 
 export type { Job } from './formats/job.js';
@@ -44,6 +49,10 @@ function usesOf(value: unknown, path: readonly PropertyKey[] = []): Use[] {
   return Object.entries(value).flatMap(([key, item]) => usesOf(item, [...path, key]));
 }
 
+/** The tensors that a job names. */
+export const tensorNames = (job: Job): ReadonlySet<string> =>
+  new Set(usesOf(job).map(({ ref }) => ref.tensor));
+
 function withTensors<T>(value: T, loaded: ReadonlyMap<string, HostTensor>): Loaded<T> {
   const replace = (item: unknown): unknown => {
     if (item instanceof TensorRef) return loaded.get(item.tensor);
@@ -57,11 +66,11 @@ function withTensors<T>(value: T, loaded: ReadonlyMap<string, HostTensor>): Load
 const named = ({ field, ref }: Use): string => `${field} (tensor ${showJson(ref.tensor)})`;
 
 /** What a file's header says already. ERR_FORMAT, ERR_DTYPE, ERR_SHAPE. */
-function checkUse(use: Use, file: SafetensorsFile): void {
+function checkUse(use: Use, file: TensorsFile): void {
   const { tensor, dtypes } = use.ref;
-  const entry = file.tensors.get(tensor);
+  const entry = file.entry(tensor);
   if (!entry) {
-    const names = [...file.tensors.keys()];
+    const { names } = file;
     const some =
       names
         .slice(0, 8)
@@ -79,43 +88,28 @@ function checkUse(use: Use, file: SafetensorsFile): void {
   if (entry.shape.includes(0)) throw expected('ERR_SHAPE', 'dimensions of at least 1', named(use), shape);
 }
 
-/** Where a job's tensors are: a file of them, or a file each. */
-export type TensorsSource = string | Readonly<Record<string, string>>;
-
 /** Loads each tensor that the job names, once. */
 async function loadTensors(
   uses: readonly Use[],
-  path: TensorsSource | undefined,
+  source: TensorsSource | undefined,
   signal: AbortSignal | undefined,
 ): Promise<Map<string, HostTensor>> {
   const loaded = new Map<string, HostTensor>();
-  if (path === undefined) {
+  if (source === undefined) {
     const [first] = uses;
-    if (first)
-      throw expected(
-        'ERR_FORMAT',
-        `the path of a safetensors file, with ${named(first)},`,
-        'tensors',
-        'nothing',
-      );
+    if (first) throw expected('ERR_FORMAT', `${TENSORS_SOURCE} with ${named(first)},`, 'tensors', 'nothing');
     return loaded;
   }
-  if (typeof path !== 'string') {
-    throw expected('ERR_FORMAT', 'the path of a safetensors file', 'tensors', 'a file a tensor');
-  }
-  let file: SafetensorsFile;
+  let file: TensorsFile;
   try {
-    file = await openSafetensors(path);
+    file = await openTensors(source, new Set(uses.map(({ ref }) => ref.tensor)), signal);
   } catch (error) {
     throw error instanceof AttentionBiasError ? prefixed('tensors: ', error) : error;
   }
-  try {
-    for (const use of uses) checkUse(use, file);
-    for (const { ref } of uses) {
-      if (!loaded.has(ref.tensor)) loaded.set(ref.tensor, await file.read(ref.tensor, { signal }));
-    }
-  } finally {
-    await file.close();
+  await using open = file;
+  for (const use of uses) checkUse(use, open);
+  for (const { ref } of uses) {
+    if (!loaded.has(ref.tensor)) loaded.set(ref.tensor, await open.read(ref.tensor, { signal }));
   }
   return loaded;
 }
@@ -255,7 +249,7 @@ export async function loadJob(
   const checked = options.job ?? (await readJob(path, { signal }));
   const uses = usesOf(checked);
   return about(path, async () => {
-    const own = checked.tensors === undefined ? undefined : resolve(dirname(path), checked.tensors);
+    const own = checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors);
     checkLearnableNames(checked, uses);
     const loaded = await loadTensors(uses, options.tensors ?? own, signal);
     return { path, op: checked.op, job: withTensors(checked, loaded), uses };

@@ -59,7 +59,9 @@ node presets.mjs
 npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo
+npx attention-bias report demo
 npx attention-bias bench --small > bench.json
 grep -q '"way": "own"' bench.json
 test -s demo/bev.png
+test -s demo/report.html
 echo 'package test: 1 passed, 0 failed'

@@ -18,7 +18,7 @@ function cli(args: readonly string[], options: { env?: NodeJS.ProcessEnv; comman
 test('--help lists the commands, and each has its own', () => {
   const { status, stdout } = cli(['--help']);
   expect(status).toBe(0);
-  for (const name of ['run', 'frame', 'demo', 'smoke', 'doctor', 'completion']) {
+  for (const name of ['run', 'frame', 'demo', 'report', 'smoke', 'doctor', 'completion']) {
     expect(stdout).toContain(`attention-bias ${name}`);
     expect(cli([name, '--help'])).toMatchObject({
       status: 0,

@@ -290,6 +290,21 @@ describe('sources', () => {
     expect(await collect(pipeline([] as number[], plus))).toEqual([]);
   });
 
+  test('a reader that can only throw when it is cancelled does not keep the pipeline from its end', async () => {
+    const reader = {
+      read: async () => Promise.resolve({ done: false, value: 1 }),
+      cancel: (): never => {
+        throw new Error('no cancel');
+      },
+      releaseLock: () => undefined,
+    };
+    const run = pipeline({ getReader: () => reader }, { stages: [(i: number) => i + 1] });
+    const results = run[Symbol.asyncIterator]();
+    expect(await results.next()).toEqual({ done: false, value: 2 });
+    await expect(results.return!()).rejects.toThrow('no cancel');
+    expect(await results.next()).toEqual({ done: true, value: undefined });
+  });
+
   test('that are none are refused at once, as are options', async () => {
     const bad = (source: unknown, options: unknown, ...words: string[]): Promise<void> =>
       expectError(() => pipeline(source as number[], options as { stages: [] }), 'ERR_VALUE', ...words);

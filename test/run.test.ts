@@ -3,6 +3,7 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import type { AttentionArgs } from '../lib/device.js';
 import { AttentionBiasError } from '../lib/errors.js';
 import { parseJob } from '../lib/formats/job.js';
+import { writeNpy, writeNpz } from '../lib/formats/npy.js';
 import { openSafetensors, writeSafetensors } from '../lib/formats/safetensors.js';
 import { abortable } from '../lib/cli/abortable.js';
 import { run } from '../lib/cli/run.js';
@@ -56,7 +57,7 @@ describe('parseJob refuses in one line that names the field, what it holds and w
     ],
     [
       { ...attention, tensors: undefined },
-      'job.json: expected the path of a safetensors file for tensors but received nothing',
+      'job.json: expected the path of a .safetensors or .npz file, or an object of .npy files by their tensors, for tensors but received nothing',
     ],
     [{ ...attention, value: undefined }, "job.json: expected a tensor's name for value but received nothing"],
     [{ ...attention, value: 7 }, "job.json: expected a tensor's name for value but received 7"],
@@ -316,6 +317,47 @@ describe('runJob', () => {
     });
   });
 
+  test('tensors come from a .npz file or from .npy files as well, and only those that the job names', async () => {
+    await using folder = await temporaryFolder();
+    const { q, k, v, m } = tensors;
+    await writeNpz(folder.file('t.npz'), { q, k, v, m });
+    await mkdir(folder.file('a'));
+    for (const [name, tensor] of Object.entries({ q, k, v }))
+      await writeNpy(folder.file(`a/${name}.npy`), tensor);
+    const host = (tensor: typeof q) => ({ ...tensor, dtype: 'float32' });
+    const files = { q: 'a/q.npy', k: 'a/k.npy', v: 'a/v.npy', other: 'nowhere.npy' };
+    for (const source of ['t.npz', files]) {
+      const { device, calls } = fakeDevice();
+      await writeFile(folder.file('job.json'), JSON.stringify({ ...attention, tensors: source }));
+      await runJob(folder.file('job.json'), { device });
+      expect(calls).toEqual([
+        ['attention', expect.objectContaining({ query: host(q), key: host(k), value: host(v) })],
+      ]);
+    }
+    const { device } = fakeDevice();
+    const refused = async (tensors: unknown, fields: object, words: RegExp) => {
+      await writeFile(folder.file('job.json'), JSON.stringify({ ...attention, ...fields, tensors }));
+      await expect(runJob(folder.file('job.json'), { device })).rejects.toThrow(words);
+    };
+    await refused(
+      't.npz',
+      { query: 'x' },
+      /a tensor of \S+t\.npz \(q, k, v, m\) for query but received "x"$/,
+    );
+    await refused(
+      files,
+      { query: 'x' },
+      /a tensor of the object \(q, k, v, other\) for query but received "x"$/,
+    );
+    await refused(
+      files,
+      { query: 'other' },
+      /tensors: "other": expected .* for \S+nowhere\.npy but received ENOENT/,
+    );
+    await refused('t.npz', { query: 'm' }, /F32 for query \(tensor "m"\) but received U8 \[1, 1, 1, 5\]$/);
+    await refused([], {}, /expected the path of a \.safetensors or \.npz file, or an object of \.npy files/);
+  });
+
   test('a bias of terms without tensors needs no tensors file', async () => {
     await using folder = await temporaryFolder();
     const job = { op: 'bias', shape: [1, 1, 2, 5], bias: [{ type: 'causal' }] };
@@ -327,7 +369,7 @@ describe('runJob', () => {
       JSON.stringify({ ...job, bias: [{ type: 'alibi', slopes: 's' }] }),
     );
     await expect(runJob(folder.file('job.json'), { device })).rejects.toThrow(
-      'expected the path of a safetensors file, with bias[0].slopes (tensor "s"), for tensors but received nothing',
+      'expected the path of a .safetensors or .npz file, or an object of .npy files by their tensors, with bias[0].slopes (tensor "s"), for tensors but received nothing',
     );
   });
 

@@ -4,8 +4,11 @@ import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
 import { frameCommand } from './frame.js';
+import { pipelineCommand } from './pipeline.js';
+import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { smokeCommand } from './smoke.js';
+import { workerCommand } from './worker.js';
 import { packageVersion } from '../version.js';
 
 const USAGE_ERROR = 2;
@@ -42,9 +45,12 @@ export async function main(args: string[]): Promise<void> {
     .command(runCommand)
     .command(frameCommand)
     .command(demoCommand)
+    .command(pipelineCommand)
     .command(smokeCommand)
+    .command(reportCommand)
     .command(doctorCommand)
     .command(benchCommand)
+    .command(workerCommand)
     .completion('completion', 'print a shell completion script')
     .demandCommand(1, 'expected a command; attention-bias --help lists them')
     .strict()

@@ -1,11 +1,11 @@
 import { realpath } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
 import type { CommandModule } from 'yargs';
 
 import type { DeviceInfo } from '../device.js';
 import { expected } from '../errors.js';
 import { checkTarget } from '../formats/atomic.js';
 import { writeSafetensors } from '../formats/safetensors.js';
+import { filesOfTensors, resolveTensors } from '../formats/tensors-file.js';
 import { readJob, runJob } from '../job.js';
 import { abortable } from './abortable.js';
 import { describeDevice, deviceOptions, openDevice, type DeviceOptions } from './device-options.js';
@@ -44,7 +44,7 @@ export async function run(options: RunOptions, signal?: AbortSignal): Promise<Ru
   const job = await readJob(path, { signal });
   await requireApart(out, [
     path,
-    ...(job.tensors === undefined ? [] : [resolve(dirname(path), job.tensors)]),
+    ...(job.tensors === undefined ? [] : filesOfTensors(resolveTensors(path, job.tensors))),
   ]);
   using device = await openDevice(options);
   const start = performance.now();
@@ -73,7 +73,7 @@ type RunArguments = RunOptions & { json: boolean };
 
 export const runCommand: CommandModule<object, RunArguments> = {
   command: 'run <job>',
-  describe: 'run a job file: one operation on the tensors of a safetensors file',
+  describe: 'run a job file: one operation on the tensors of a safetensors, .npz or .npy file',
   builder: (yargs) =>
     yargs
       .positional('job', { type: 'string', demandOption: true, describe: 'the job, a JSON file' })
@@ -90,8 +90,8 @@ export const runCommand: CommandModule<object, RunArguments> = {
       .example('$0 run job.json --out out.safetensors', '')
       .epilogue(
         'A job names its operation (attention, attention-backward, bias, multihead, router, deformable, ' +
-          'deformable-backward, project), its tensors file, and for ' +
-          'each tensor of the operation a name in that file; the file path is relative to the job. Exit codes: 2 for a wrong job, 3 for a ' +
+          'deformable-backward, project), its tensors (a .safetensors or .npz file, or an object of .npy files), and for ' +
+          'each tensor of the operation a name there; paths are relative to the job. Exit codes: 2 for a wrong job, 3 for a ' +
           'device that is not there, 4 for a file that cannot be opened, read or written.',
       ),
   handler: async ({ json, ...options }) => {

@@ -22,6 +22,29 @@ export function ioError(what: string, path: string, cause: unknown): AttentionBi
   return error;
 }
 
+const passing: ReadonlySet<unknown> = new Set([
+  ...['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS', 'EAGAIN', 'EINTR'],
+  ...[
+    'ESTALE',
+    'ETIMEDOUT',
+    'ENETDOWN',
+    'ENETUNREACH',
+    'EHOSTDOWN',
+    'EHOSTUNREACH',
+    'ENOTCONN',
+    'ECONNRESET',
+  ],
+]);
+
+/**
+ * Whether an error is of the machine at this moment and not of the file: too many files are open, the file server does not
+ * answer. A file that can't be read for that is there all the same.
+ */
+export function isPassing(error: unknown): boolean {
+  const { code, cause } = Object(error) as { code?: unknown; cause?: unknown };
+  return passing.has(code) || passing.has((Object(cause) as { code?: unknown }).code);
+}
+
 export function throwIfAborted(signal: AbortSignal | undefined, path: string): void {
   if (signal?.aborted) {
     throw new AttentionBiasError('ERR_ABORTED', `${path}: aborted`, { cause: signal.reason });

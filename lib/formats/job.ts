@@ -7,8 +7,9 @@ import { z } from 'zod';
 
 import type { BiasTerm } from '../terms.js';
 import { boolean, fields, integer, number, parseWith, readWith } from './schema.js';
+import { TENSORS_SOURCE } from './tensors-file.js';
 
-/** The name of a tensor in the job's tensors file, and the file's dtypes that it may have. */
+/** The name of a tensor among the job's tensors, and the dtypes (of safetensors) that it may have. */
 export class TensorRef {
   constructor(
     readonly tensor: string,
@@ -95,7 +96,7 @@ const term: z.ZodType<BiasTerm<TensorRef>> = z.discriminatedUnion(
   oneOf('type', termSchemas),
 );
 const terms = z.array(term, { error: 'a list of terms' });
-const tensors = z.string({ error: 'the path of a safetensors file' });
+const tensors = z.union([z.string(), z.record(z.string(), z.string())], { error: TENSORS_SOURCE });
 
 const deformable = {
   value: float,

@@ -211,27 +211,32 @@ function checksums(archive: Uint8Array): Map<string, number> {
   return found;
 }
 
-/**
- * Reads the arrays of a .npz archive (stored or deflated, up to 4 GiB) by their names; entries that don't end in .npy
- * are left out. Errors as `readNpy`.
- */
-export async function readNpz(
+interface NpzOptions {
+  /** names of the arrays to read; the others need not even be arrays that this reader takes */
+  readonly only?: ReadonlySet<string> | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Reads a .npz archive as `readNpz` does: the names of all its arrays, and those that are asked for. */
+export async function openNpz(
   path: string,
-  options: { signal?: AbortSignal | undefined } = {},
-): Promise<Map<string, HostTensor>> {
-  const archive = new Uint8Array(await readWhole(path, MAX_ZIP_BYTES, options.signal));
+  { only, signal }: NpzOptions = {},
+): Promise<{ names: string[]; arrays: Map<string, HostTensor> }> {
+  const archive = new Uint8Array(await readWhole(path, MAX_ZIP_BYTES, signal));
   const names = new Set<string>();
   let files: Record<string, Uint8Array>;
   try {
     files = unzipSync(archive, {
-      filter: ({ name, size, originalSize }) => {
-        if (!name.endsWith('.npy')) return false;
-        if (names.has(name)) throw badFormat('each array once', path, `${JSON.stringify(name)} twice`);
+      filter: ({ name: file, size, originalSize }) => {
+        if (!file.endsWith('.npy')) return false;
+        const name = file.slice(0, -'.npy'.length);
+        if (names.has(name)) throw badFormat('each array once', path, `${JSON.stringify(file)} twice`);
         names.add(name);
+        if (only && !only.has(name)) return false;
         if (size > archive.length || originalSize > size * MAX_DEFLATE_RATIO + 64) {
           throw badFormat(
             'sizes that the archive can hold',
-            `${path} ${JSON.stringify(name)}`,
+            `${path} ${JSON.stringify(file)}`,
             `${size} for ${originalSize} bytes`,
           );
         }
@@ -245,22 +250,32 @@ export async function readNpz(
     throw error;
   }
   const expectedSums = checksums(archive);
-  return new Map(
-    Object.entries(files).map(([file, bytes]) => {
-      const sum = crc32(bytes);
-      const wanted = expectedSums.get(file);
-      if (sum !== wanted) {
-        throw badFormat(
-          `contents of CRC-32 ${wanted}`,
-          `${path} ${JSON.stringify(file)}`,
-          `${sum}: a damaged archive`,
-        );
-      }
-      const name = file.slice(0, -'.npy'.length);
-      // A buffer of its own: npyjs reads to the end of what it gets.
-      return [name, parseNpy(new Uint8Array(bytes).buffer, `${path} ${JSON.stringify(name)}`)];
-    }),
-  );
+  const arrays = Object.entries(files).map(([file, bytes]): [string, HostTensor] => {
+    const sum = crc32(bytes);
+    const wanted = expectedSums.get(file);
+    if (sum !== wanted) {
+      throw badFormat(
+        `contents of CRC-32 ${wanted}`,
+        `${path} ${JSON.stringify(file)}`,
+        `${sum}: a damaged archive`,
+      );
+    }
+    const name = file.slice(0, -'.npy'.length);
+    // A buffer of its own: npyjs reads to the end of what it gets.
+    return [name, parseNpy(new Uint8Array(bytes).buffer, `${path} ${JSON.stringify(name)}`)];
+  });
+  return { names: [...names], arrays: new Map(arrays) };
+}
+
+/**
+ * Reads the arrays of a .npz archive (stored or deflated, up to 4 GiB) by their names; entries that don't end in .npy
+ * are left out. Errors as `readNpy`.
+ */
+export async function readNpz(
+  path: string,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<Map<string, HostTensor>> {
+  return (await openNpz(path, options)).arrays;
 }
 
 /** Writes a .npz archive, stored, whole or not at all; the same arrays give the same bytes. Errors as `writeNpy`. */

@@ -15,7 +15,8 @@ import {
   INPUT_SHAPE,
   POINT_CLOUD_RANGE,
 } from './geometry.js';
-import type { PreparedFrame } from './prepare.js';
+import type { PictureInput } from './pictures.js';
+import type { FrameInputs, PreparedFrame } from './prepare.js';
 import { placeQueries } from './queries.js';
 import { evidenceRouter, fileRouter, route, type RouterInput } from './router.js';
 import type { Box } from './scene.js';
@@ -70,10 +71,27 @@ export const FRAME_TENSORS = [
  *   ERR_ABORTED
  */
 export async function computeFrame(
+  prepared: PreparedFrame,
+  settings: FrameSettings,
+  device: Device,
+  context: { readonly signal?: AbortSignal | undefined; readonly stage: Stage },
+): Promise<ComputedFrame> {
+  const made: Tensor[] = [];
+  try {
+    return await compute(prepared, settings, device, context, made);
+  } catch (error) {
+    for (const tensor of made) tensor.dispose();
+    throw error;
+  }
+}
+
+/** @param made gets the tensors that are part of the result */
+async function compute(
   { frame, counts, ignore, key }: PreparedFrame,
   settings: FrameSettings,
   device: Device,
-  { signal, stage }: { signal?: AbortSignal | undefined; stage: Stage },
+  { signal, stage }: { readonly signal?: AbortSignal | undefined; readonly stage: Stage },
+  made: Tensor[],
 ): Promise<ComputedFrame> {
   const views = frame.cameras.length;
   const keys = ignore.length;
@@ -93,6 +111,7 @@ export async function computeFrame(
       signal,
     }),
   );
+  made.push(bevCenters, cameraCenters);
   const cells = Array.from({ length: settings.queries }, (_, q): [number, number] => {
     const [row, column] = bevCenters.data.subarray(2 * q);
     const [view, y, x] = cameraCenters.data.subarray(3 * q);
@@ -111,6 +130,7 @@ export async function computeFrame(
       ? evidenceRouter(counts, bevCenters.data, seen)
       : await fileRouter(settings.router, content, signal);
   const weights = await stage('router', () => route(device, router, signal));
+  made.push(weights);
   const column = (i: number): Float32Array =>
     Float32Array.from({ length: settings.queries }, (_, q) => weights.data[2 * q + i]!);
   const stack: StackInput = {
@@ -130,6 +150,7 @@ export async function computeFrame(
   const { out, lse } = await stage('attention', () =>
     device.attention({ query, key: placed, value: placed, bias, signal }),
   );
+  made.push(out, lse);
   const { modality, mass } = await stage('mass', async () => ({
     modality: await modalityMass(device, { query, key: placed, bias, signal }),
     mass: await keyMass(device, { query: query.data, key: placed, lse: lse.data, stack, signal }),
@@ -163,6 +184,21 @@ export function frameTensors(computed: ComputedFrame): Record<(typeof FRAME_TENS
     lse: host(lse),
     modalityMass: host({ data: modality, shape: [1, HEADS, modality.length / HEADS / 2, 2] }),
     keyMass: host({ data: new Float32Array(mass), shape: [mass.length] }),
+  };
+}
+
+/** What the pictures of a frame show. */
+export function pictureInput({ frame, sweep, images }: FrameInputs, computed: ComputedFrame): PictureInput {
+  return {
+    mass: computed.mass,
+    sweep,
+    images,
+    matrices: computed.matrices,
+    boxes: frame.boxes,
+    boxQueries: computed.boxes.length,
+    bevCenters: computed.bevCenters.data,
+    cameraCenters: computed.cameraCenters.data,
+    window: computed.settings.window,
   };
 }
 

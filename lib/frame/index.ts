@@ -8,9 +8,16 @@ import { writeAtomically } from '../formats/atomic.js';
 import { ioError, throwIfAborted } from '../formats/io.js';
 import type { WritableTensor } from '../formats/host.js';
 import { writeSafetensors } from '../formats/safetensors.js';
-import { computeFrame, denseBias, disposeFrame, frameTensors, type ComputedFrame } from './compute.js';
-import { bevPicture, cameraPictures, type PictureInput } from './pictures.js';
-import { describeFrame, readInputs, type PreparedFrame } from './prepare.js';
+import {
+  computeFrame,
+  denseBias,
+  disposeFrame,
+  frameTensors,
+  pictureInput,
+  type ComputedFrame,
+} from './compute.js';
+import { bevPicture, cameraPictures } from './pictures.js';
+import { describeFrame, readInputs, type FrameInputs } from './prepare.js';
 import { checkSettings, type FrameSettings, type Stage } from './settings.js';
 import { summarise, type AttentionSummary } from './summary.js';
 
@@ -48,33 +55,12 @@ async function makeFolder(path: string): Promise<void> {
   }
 }
 
-/** What the pictures of a frame show. */
-export function pictureInput(prepared: PreparedFrame, computed: ComputedFrame): PictureInput {
-  return {
-    mass: computed.mass,
-    sweep: prepared.sweep,
-    images: prepared.images,
-    matrices: computed.matrices,
-    boxes: prepared.frame.boxes,
-    boxQueries: computed.boxes.length,
-    bevCenters: computed.bevCenters.data,
-    cameraCenters: computed.cameraCenters.data,
-    window: computed.settings.window,
-  };
-}
-
-async function drawPictures(
-  prepared: PreparedFrame,
-  computed: ComputedFrame,
-): Promise<Record<string, Buffer>> {
-  const input = pictureInput(prepared, computed);
+async function drawPictures(inputs: FrameInputs, computed: ComputedFrame): Promise<Record<string, Buffer>> {
+  const input = pictureInput(inputs, computed);
   const cameras = await cameraPictures(input);
   return Object.fromEntries([
     ['bev.png', await bevPicture(input)],
-    ...cameras.map((picture, view): [string, Buffer] => [
-      `${prepared.frame.cameras[view]!.name}.png`,
-      picture,
-    ]),
+    ...cameras.map((picture, view): [string, Buffer] => [`${inputs.frame.cameras[view]!.name}.png`, picture]),
   ]);
 }
 
@@ -111,7 +97,7 @@ export async function runFrame(
   const prepared = await stage('features', () => describeFrame(inputs, options.features, signal));
   const computed = await computeFrame(prepared, options, device, { signal, stage });
   const pictures = await stage<Record<string, Buffer>>('pictures', async () =>
-    options.pictures ? drawPictures(prepared, computed) : {},
+    options.pictures ? drawPictures(inputs, computed) : {},
   );
   await stage('write', async () => {
     const tensors: Record<string, WritableTensor> = { ...frameTensors(computed) };

@@ -13,7 +13,10 @@ export interface FrameInputs {
   readonly images: readonly InputImage[];
 }
 
-export interface PreparedFrame extends FrameInputs {
+/** What a device takes of a frame. */
+export interface PreparedFrame {
+  readonly frame: Frame;
+  readonly lidarPoints: number;
   /** [BEV_CELLS]: LiDAR points in each cell */
   readonly counts: Uint32Array;
   /** [keys]: 1 for an image cell outside its image */
@@ -43,12 +46,12 @@ export async function describeFrame(
   features: string | undefined,
   signal?: AbortSignal,
 ): Promise<PreparedFrame> {
-  const { sweep, images } = inputs;
+  const { frame, sweep, images } = inputs;
   const views = images.length;
   const pillars = pillarStatistics(sweep);
   const ignore = cellsOutside(images.map(({ firstRow }) => firstRow));
   const key = new Float32Array(HEADS * (BEV_CELLS + views * CAMERA_CELLS) * HEAD_DIM);
   if (features === undefined) describeCells(pillars, images, ignore, key);
   else await readFeatures(features, views, key, signal);
-  return { ...inputs, counts: pillars.counts, ignore, key };
+  return { frame, lidarPoints: sweep.count, counts: pillars.counts, ignore, key };
 }

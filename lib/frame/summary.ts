@@ -98,7 +98,7 @@ function massByDistance(computed: ComputedFrame, sees: readonly boolean[]): Atte
 }
 
 export function summarise(
-  { frame, sweep, ignore }: PreparedFrame,
+  { frame, lidarPoints, ignore }: PreparedFrame,
   computed: ComputedFrame,
 ): AttentionSummary {
   const { settings, stack, mass, boxes } = computed;
@@ -111,7 +111,7 @@ export function summarise(
   return {
     shape: { batch: 1, heads: HEADS, queries, keys: ignore.length, headDim: HEAD_DIM },
     cameras: frame.cameras.map(({ name }) => name),
-    lidarPoints: sweep.count,
+    lidarPoints,
     queries: {
       onBoxes: boxes.length,
       spread: queries - boxes.length,

@@ -1,11 +1,12 @@
 /** What a shard's name says of its contents: a digest of everything that they are computed from. */
 import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
-import { dirname, relative, resolve, sep } from 'node:path';
+import { dirname, relative, sep } from 'node:path';
 
 import { AttentionBiasError } from '../errors.js';
 import { readJob } from '../formats/job.js';
-import { readWhole } from '../formats/io.js';
+import { ioError, isPassing, readWhole } from '../formats/io.js';
+import { filesOfTensors, resolveTensors } from '../formats/tensors-file.js';
 import { readFrame } from '../frame/scene.js';
 import type { ManifestItem } from './manifest.js';
 import type { ManifestLine } from './read-manifest.js';
@@ -25,23 +26,29 @@ async function dataFiles(item: ManifestItem, signal: AbortSignal | undefined): P
     const frame = await readFrame(item.frame, signal);
     return [frame.lidar.file, ...frame.cameras.map(({ file }) => file), ...given];
   }
-  if (item.tensors !== undefined)
-    return Object.values(typeof item.tensors === 'string' ? [item.tensors] : item.tensors);
+  if (item.tensors !== undefined) return filesOfTensors(item.tensors);
   const { tensors } = await readJob(item.job, { signal });
-  return tensors === undefined ? [] : [resolve(dirname(item.job), tensors)];
+  return tensors === undefined ? [] : filesOfTensors(resolveTensors(item.job, tensors));
 }
 
 /** null for a file that is not there: when it comes, the shard is another. */
 async function sizeOf(file: string): Promise<number | null> {
-  return stat(file).then(
-    ({ size }) => size,
-    () => null,
-  );
+  try {
+    return (await stat(file)).size;
+  } catch (cause) {
+    if (isPassing(cause)) throw ioError('a file whose size can be told', file, cause);
+    return null;
+  }
 }
 
-function unlessAborted<T>(value: T): (error: unknown) => T {
+/**
+ * What stands for a file that can't be read. Not where the machine is at fault, or the run aborted: the digest would be another,
+ * and the shard that stands would be taken for an old one.
+ */
+function unlessPassing<T>(value: T): (error: unknown) => T {
   return (error) => {
-    if (error instanceof AttentionBiasError && error.code !== 'ERR_ABORTED') return value;
+    const known = error instanceof AttentionBiasError && error.code !== 'ERR_ABORTED';
+    if (known && !isPassing(error)) return value;
     throw error;
   };
 }
@@ -53,9 +60,9 @@ async function describeItem(
   signal: AbortSignal | undefined,
 ): Promise<string> {
   const description = item.kind === 'frame' ? item.frame : item.job;
-  const bytes = await readWhole(description, MAX_DESCRIPTION_BYTES, signal).catch(unlessAborted(undefined));
+  const bytes = await readWhole(description, MAX_DESCRIPTION_BYTES, signal).catch(unlessPassing(undefined));
   const digest = bytes && createHash('sha256').update(new Uint8Array(bytes)).digest('hex');
-  const files = await dataFiles(item, signal).catch(unlessAborted<string[]>([]));
+  const files = await dataFiles(item, signal).catch(unlessPassing<string[]>([]));
   const sizes = await Promise.all(
     files.map(async (file) => [fromManifest(manifest, file), await sizeOf(file)] as const),
   );
@@ -67,6 +74,8 @@ async function describeItem(
  * and sizes of the files that those name.
  *
  * @param runFiles files that the run's options name for all items
+ * @throws AttentionBiasError ERR_ABORTED; ERR_IO where the machine can't read files at the moment. A file that is not there, or
+ *   not what it should be, is no error here but its item's.
  */
 export async function shardKey(
   runKey: string,

@@ -1,16 +1,26 @@
-/** Manifest items, computed: frames through the AQR bias stack, jobs through their operation. */
+/**
+ * Manifest items, computed: frames through the AQR bias stack, jobs through their operation. While some are on the device,
+ * the next ones are read and prepared, frames in threads of their own.
+ */
+import { totalmem } from 'node:os';
 import { basename } from 'node:path';
 
 import type { Device } from '../device.js';
 import { AttentionBiasError, expected } from '../errors.js';
 import type { HostTensor } from '../formats/host.js';
 import { throwIfAborted } from '../formats/io.js';
-import { computeFrame, denseBias, disposeFrame, frameTensors } from '../frame/compute.js';
-import { describeFrame, readInputs } from '../frame/prepare.js';
+import { computeFrame, denseBias, disposeFrame, frameTensors, pictureInput } from '../frame/compute.js';
+import { bevPreview, camerasPreview } from '../frame/pictures.js';
+import type { FrameInputs, PreparedFrame } from '../frame/prepare.js';
 import { checkSettings, DEFAULT_SETTINGS, type FrameSettings, type Stage } from '../frame/settings.js';
 import { summarise } from '../frame/summary.js';
-import { executeJob, loadJob } from '../job.js';
-import type { ManifestItem } from './manifest.js';
+import { executeJob, loadJob, type LoadedJob } from '../job.js';
+import { traceStage } from '../telemetry.js';
+import { pipeline, type Outcome, type PipelineStats } from './engine.js';
+import { itemBytes } from './item-bytes.js';
+import type { FrameItem, JobItem, ManifestItem } from './manifest.js';
+import { poolSize, prepareInThread } from './prepare-pool.js';
+import { requireCount } from './stages.js';
 
 export interface ComputeOptions {
   readonly device: Device;
@@ -23,9 +33,12 @@ export interface ComputeOptions {
   readonly tensors?: readonly string[] | undefined;
   /** whether frames come with `bev.webp` and `cameras.webp`; default false */
   readonly previews?: boolean | undefined;
-  /** the most items under way at once; default by the cores of this machine */
+  /** the most items under way at once; default by this machine's cores: those that are prepared, two on the device, one between */
   readonly concurrency?: number | undefined;
-  /** the most bytes that items under way may take together, as far as their files tell; a larger item goes alone */
+  /**
+   * the most bytes that items under way may take together, as far as their files tell; a larger item goes alone. Default 4 GiB,
+   * or a quarter of the memory where that is less.
+   */
   readonly maxBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -38,89 +51,148 @@ export interface ItemResult {
   readonly summary: Readonly<Record<string, unknown>>;
   /** `bev.webp` and `cameras.webp` of a frame; empty unless asked for */
   readonly previews: Readonly<Record<string, Uint8Array>>;
-  /** a stage's milliseconds */
+  /** a stage's milliseconds, such as `read`, `features`, `attention` */
   readonly ms: Readonly<Record<string, number>>;
 }
 
 export interface ItemFailure {
   readonly item: ManifestItem;
   readonly error: AttentionBiasError;
-  /** where it happened: `read`, `features`, `attention`, … */
+  /** where it happened, by the names in `ms` */
   readonly stage: string;
   readonly ms: Readonly<Record<string, number>>;
 }
 
 export type ItemOutcome = ({ readonly ok: true } & ItemResult) | ({ readonly ok: false } & ItemFailure);
 
-/** Only those that are asked for. */
-function selected<T>(
-  tensors: Readonly<Record<string, T>>,
-  names: readonly string[] | undefined,
-): Record<string, T> {
-  return Object.fromEntries(Object.entries(tensors).filter(([name]) => names?.includes(name) ?? true));
+/** Outcomes of items, to be iterated once. */
+export interface ItemRun extends AsyncIterable<ItemOutcome, undefined> {
+  /** of the two steps: `prepare` (reading, features) and `compute` (the device) */
+  readonly stats: PipelineStats;
 }
 
-async function computeItem(item: ManifestItem, options: ComputeOptions, stage: Stage) {
-  const { device, signal, tensors: names } = options;
-  if (item.kind === 'job') {
-    const loaded = await stage('read', () => loadJob(item.job, { tensors: item.tensors, signal }));
-    const outputs = await stage('attention', () => executeJob(loaded, { device, signal }));
-    const shapes = Object.entries(outputs).map(([name, { shape }]) => [name, [...shape]]);
-    return {
-      tensors: selected(outputs, names),
-      summary: { op: loaded.op, outputs: Object.fromEntries(shapes) as Record<string, number[]> },
-      previews: {},
-    };
-  }
-  const settings: FrameSettings = { ...DEFAULT_SETTINGS, ...options.frame, ...item.options };
-  checkSettings(settings);
-  const inputs = await stage('read', () => readInputs(item.frame, signal));
-  const prepared = await stage('features', () => describeFrame(inputs, settings.features, signal));
-  const computed = await computeFrame(prepared, settings, device, { signal, stage });
-  const tensors: Record<string, HostTensor> = selected(frameTensors(computed), names);
-  if (names?.includes('bias')) {
-    const { data, shape } = await stage('bias', () => denseBias(computed, device, signal));
-    tensors.bias = { data, shape, dtype: 'float32' };
-  }
-  // Native memory is the frame's; what leaves it is copied.
-  for (const [name, tensor] of Object.entries(tensors))
-    if (name !== 'bias') tensors[name] = { ...tensor, data: tensor.data.slice() };
-  const summary = summarise(prepared, computed);
-  disposeFrame(computed);
-  const router = { ...summary.router, source: basename(summary.router.source) };
-  return { tensors, summary: { ...summary, router }, previews: {} };
-}
+/** Items on the device at once: while one's results are looked at, the other's attention runs. */
+const ON_DEVICE = 2;
+const DEFAULT_MAX_BYTES = Math.min(2 ** 32, totalmem() / 4);
 
-/**
- * Computes manifest items one after the other. An item that fails is an outcome like any other, and the next one follows.
- *
- * @returns the items' outcomes, in the items' order
- * @throws AttentionBiasError ERR_ABORTED; ERR_DEVICE for a closed device; what the iteration of `items` throws
- */
-export async function* computeItems(
-  items: Iterable<ManifestItem> | AsyncIterable<ManifestItem>,
-  options: ComputeOptions,
-): AsyncGenerator<ItemOutcome, void, undefined> {
-  for await (const item of items) {
-    throwIfAborted(options.signal, item.key);
-    const ms: Record<string, number> = {};
-    let at = 'read';
-    const stage: Stage = async (name, work) => {
-      throwIfAborted(options.signal, item.key);
-      at = name;
-      const begin = performance.now();
-      const result = await work();
-      ms[name] = performance.now() - begin;
-      return result;
-    };
-    let outcome: ItemOutcome;
+/** An item under way. */
+class Work {
+  readonly ms: Record<string, number> = {};
+  /** the stage that it is in */
+  at = 'read';
+  /** for those who are told of items and stages */
+  readonly key: string;
+  readonly kind: ManifestItem['kind'];
+
+  constructor(readonly item: ManifestItem) {
+    this.key = item.key;
+    this.kind = item.kind;
+  }
+
+  readonly stage: Stage = async (name, run) => {
+    this.at = name;
+    const begin = performance.now();
     try {
-      outcome = { ok: true, item, ...(await computeItem(item, options, stage)), ms };
-    } catch (cause) {
-      throwIfAborted(options.signal, item.key);
-      outcome = { ok: false, item, error: itemError(cause, item), stage: at, ms };
+      const told = { index: this.item.index, item: this };
+      return await traceStage(name, told, async () => run());
+    } finally {
+      this.ms[name] = performance.now() - begin;
     }
-    yield outcome;
+  };
+}
+
+type Prepared =
+  | { readonly kind: 'job'; readonly loaded: LoadedJob }
+  | {
+      readonly kind: 'frame';
+      readonly settings: FrameSettings;
+      readonly prepared: PreparedFrame;
+      readonly pictures: FrameInputs | undefined;
+    };
+
+type Computed = Pick<ItemResult, 'tensors' | 'summary' | 'previews'>;
+
+/** The item's settings, else the run's, else the package's. */
+function settingsOf(item: FrameItem, { frame = {} }: ComputeOptions): FrameSettings {
+  const said = Object.entries<unknown>({ ...item.options }).filter(([, value]) => value !== undefined);
+  const general = Object.entries<unknown>({ ...frame }).filter(([, value]) => value !== undefined);
+  return { ...DEFAULT_SETTINGS, ...Object.fromEntries([...general, ...said]) };
+}
+
+async function prepareFrame(
+  work: Work,
+  item: FrameItem,
+  options: ComputeOptions,
+  threads: number,
+): Promise<Prepared> {
+  const settings = settingsOf(item, options);
+  checkSettings(settings);
+  const { features } = settings;
+  const task = { frame: item.frame, features, previews: options.previews ?? false };
+  const reply = await prepareInThread(task, threads);
+  Object.assign(work.ms, reply.ms);
+  if ('error' in reply) {
+    work.at = reply.stage;
+    throw new AttentionBiasError(reply.error.code, reply.error.message);
+  }
+  return { kind: 'frame', settings, prepared: reply.prepared, pictures: reply.pictures };
+}
+
+async function prepareJob(work: Work, item: JobItem, signal: AbortSignal): Promise<Prepared> {
+  const loaded = await work.stage('read', () => loadJob(item.job, { tensors: item.tensors, signal }));
+  return { kind: 'job', loaded };
+}
+
+const isWanted = (names: readonly string[] | undefined, name: string): boolean =>
+  names?.includes(name) ?? true;
+
+async function computeJob(
+  work: Work,
+  loaded: LoadedJob,
+  { device, tensors: names }: ComputeOptions,
+  signal: AbortSignal,
+): Promise<Computed> {
+  const outputs = await work.stage(loaded.op, () => executeJob(loaded, { device, signal }));
+  const tensors: Record<string, HostTensor> = {};
+  const shapes: Record<string, readonly number[]> = {};
+  for (const [name, tensor] of Object.entries(outputs)) {
+    shapes[name] = [...tensor.shape];
+    // What is over native memory is freed with the last that holds its data.
+    if (isWanted(names, name))
+      tensors[name] = { data: tensor.data, shape: tensor.shape, dtype: tensor.dtype };
+    else tensor.dispose();
+  }
+  return { tensors, summary: { op: loaded.op, outputs: shapes }, previews: {} };
+}
+
+async function computePreparedFrame(
+  work: Work,
+  { settings, prepared, pictures }: Extract<Prepared, { kind: 'frame' }>,
+  { device, tensors: names }: ComputeOptions,
+  signal: AbortSignal,
+): Promise<Computed> {
+  const computed = await computeFrame(prepared, settings, device, { signal, stage: work.stage });
+  try {
+    const tensors: Record<string, HostTensor> = {};
+    // Native memory is the frame's; what leaves it is a copy, and small.
+    for (const [name, tensor] of Object.entries(frameTensors(computed)))
+      if (isWanted(names, name)) tensors[name] = { ...tensor, data: tensor.data.slice() };
+    if (names?.includes('bias')) {
+      const { data, shape } = await work.stage('bias', () => denseBias(computed, device, signal));
+      tensors.bias = { data, shape, dtype: 'float32' };
+    }
+    const input = pictures && pictureInput(pictures, computed);
+    const previews = input
+      ? await work.stage('previews', async () => ({
+          'bev.webp': await bevPreview(input),
+          'cameras.webp': await camerasPreview(input),
+        }))
+      : {};
+    const summary = summarise(prepared, computed);
+    const router = { ...summary.router, source: basename(summary.router.source) };
+    return { tensors, summary: { ...summary, router }, previews };
+  } finally {
+    disposeFrame(computed);
   }
 }
 
@@ -131,4 +203,84 @@ function itemError(cause: unknown, item: ManifestItem): AttentionBiasError {
   const error = expected('ERR_VALUE', 'an item that can be computed', item.key, words);
   error.cause = cause;
   return error;
+}
+
+function outcomeOf(outcome: Outcome<Work, Computed>): ItemOutcome {
+  const { item, ms, at } = outcome.item;
+  if (outcome.ok) return { ok: true, item, ...outcome.value, ms };
+  return { ok: false, item, error: itemError(outcome.error, item), stage: at, ms };
+}
+
+async function* worksOf(
+  items: Iterable<ManifestItem> | AsyncIterable<ManifestItem>,
+): AsyncGenerator<Work, void, undefined> {
+  for await (const item of items) yield new Work(item);
+}
+
+/**
+ * Computes manifest items. Reading and preparing the next ones goes on while the device computes; frames are prepared in worker
+ * threads. An item that fails is an outcome like any other, and the others go on.
+ *
+ * @returns the items' outcomes, in the items' order. Iterating throws ERR_ABORTED, and what the iteration of `items` throws
+ * @throws AttentionBiasError ERR_VALUE for a concurrency or a number of bytes that is none
+ */
+export function computeItems(
+  items: Iterable<ManifestItem> | AsyncIterable<ManifestItem>,
+  options: ComputeOptions,
+): ItemRun {
+  const { device, signal, frame } = options;
+  const most = poolSize(Infinity) + ON_DEVICE + 1;
+  const concurrency = requireCount(options.concurrency, 'concurrency', most);
+  const threads = poolSize(concurrency);
+  const run = pipeline(worksOf(items), {
+    device,
+    signal,
+    concurrency,
+    maxBytes: options.maxBytes ?? DEFAULT_MAX_BYTES,
+    bytes: ({ item }: Work) => {
+      const features = item.kind === 'frame' && (item.options.features ?? frame?.features) !== undefined;
+      return itemBytes(item, features, signal);
+    },
+    stages: [
+      {
+        name: 'prepare',
+        concurrency: Math.max(threads, ON_DEVICE),
+        run: async (work: Work, context) => {
+          const { item } = work;
+          const prepared =
+            item.kind === 'job'
+              ? await prepareJob(work, item, context.signal)
+              : await prepareFrame(work, item, options, threads);
+          return { work, prepared };
+        },
+      },
+      {
+        name: 'compute',
+        concurrency: ON_DEVICE,
+        run: async ({ work, prepared }, context): Promise<Computed> => {
+          throwIfAborted(context.signal, work.item.key);
+          return prepared.kind === 'job'
+            ? computeJob(work, prepared.loaded, options, context.signal)
+            : computePreparedFrame(work, prepared, options, context.signal);
+        },
+      },
+    ],
+  });
+  const outcomes = run.outcomes()[Symbol.asyncIterator]();
+  const iterator: AsyncIterator<ItemOutcome, undefined> = {
+    next: async () => {
+      const { done, value } = await outcomes.next();
+      return done ? { done, value: undefined } : { done: false, value: outcomeOf(value) };
+    },
+    return: async () => {
+      await outcomes.return!();
+      return { done: true, value: undefined };
+    },
+  };
+  return {
+    get stats() {
+      return run.stats;
+    },
+    [Symbol.asyncIterator]: () => iterator,
+  };
 }

@@ -18,6 +18,7 @@ import {
 } from '../formats/io.js';
 import { decodeUtf8, parseJson, showJson, type Json } from '../formats/json.js';
 import { boolean, checkWith, fields, number } from '../formats/schema.js';
+import { resolveTensors, TENSORS_SOURCE } from '../formats/tensors-file.js';
 import type { ManifestItem } from './manifest.js';
 
 const BLOCK_BYTES = 2 ** 20;
@@ -46,11 +47,10 @@ const frameLine = fields({
   router: path.exactOptional(),
 });
 
-const tensorsError = 'the path of a .safetensors or .npz file, or an object of .npy files by their tensors';
 const jobLine = fields({
   job: path,
   key,
-  tensors: z.union([path, z.record(z.string(), path)], { error: tensorsError }).exactOptional(),
+  tensors: z.union([path, z.record(z.string(), path)], { error: TENSORS_SOURCE }).exactOptional(),
 });
 
 /** The key of an item whose line names none. */
@@ -77,9 +77,7 @@ export function parseManifestLine(text: string, manifest: string, index: number)
     const { job, key = defaultKey(index), tensors } = checkWith(jobLine, json, where, whole);
     const common = { kind: 'job', index, key, job: at(job) } as const;
     if (tensors === undefined) return common;
-    if (typeof tensors === 'string') return { ...common, tensors: at(tensors) };
-    const files = Object.entries(tensors).map(([name, file]) => [name, at(file)] as const);
-    return { ...common, tensors: Object.fromEntries(files) };
+    return { ...common, tensors: resolveTensors(manifest, tensors) };
   }
   if (isObject(json) && !('frame' in json))
     throw expected('ERR_FORMAT', 'an item with "frame" or "job"', where, showJson(json));

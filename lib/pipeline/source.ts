@@ -42,7 +42,10 @@ export function iterate<T>(source: Source<T>): ItemIterator<T> {
         const { done, value } = await reader.read();
         return done ? { done, value } : { done, value: value as T };
       },
-      return: () => reader.cancel(),
+      return: async () => {
+        // Whatever a reader of somebody else's does, a pipeline ends with it.
+        await reader.cancel();
+      },
     };
   }
   if (given[Symbol.asyncIterator]) {
