@@ -5,6 +5,7 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  chmodSync,
   cpSync,
   mkdirSync,
   mkdtempSync,
@@ -248,5 +249,35 @@ test.each<[string[], number, string]>([
     expect(run).toMatchObject({ shards: { done: 0, failed: 5, waiting: 1 } });
     expect(run!.failures[0]!.message).toContain('expected the manifest that was enqueued');
     expect(readdirSync(join(out, 'shards'))).toEqual([]);
+  });
+
+  test('the commands of docs/queue.md, as they are written', async () => {
+    const where = join(folder, 'docs');
+    const bin = join(where, 'node_modules/.bin');
+    mkdirSync(bin, { recursive: true });
+    symlinkSync(main, join(bin, 'attention-bias'));
+    chmodSync(main, 0o755);
+    const text = readFileSync(join(root, 'docs/queue.md'), 'utf8');
+    const commands = [...text.matchAll(/^```sh\n(.*?)^```$/gms)].map(([, command]) => command!);
+    expect(commands).toHaveLength(5);
+    // But for the port, where another may listen, and the server, which is this test's.
+    const script = commands
+      .slice(1)
+      .join('\n')
+      .replaceAll('redis://127.0.0.1:6379', redis.url)
+      .replaceAll('npx attention-bias', 'attention-bias');
+    expect(commands[0]).toMatch(/^redis-server .*noeviction .*--appendonly yes/);
+    const child = spawn('bash', ['-euc', script], {
+      cwd: where,
+      env: { ...process.env, PATH: `${bin}:${process.env.PATH}` },
+    });
+    children.add(child);
+    let stdout = '';
+    child.stdout.on('data', (chunk) => (stdout += String(chunk)));
+    const [code] = (await once(child, 'close')) as [number];
+    expect({ code, stdout }).toEqual({
+      code: 0,
+      stdout: expect.stringMatching(/2 of 2 shards done\n {2}4 of 4 items; /) as string,
+    });
   });
 });
