@@ -37,6 +37,20 @@ const goals = [
     ),
     faster(`(c) ${name}, over FlexAttention`, 1.2, name, ['flex']),
   ]),
+  atMost(
+    'backward of (a), f32, of its forward',
+    2.5,
+    '×',
+    ({ own }) => own('cmt modality backward', 'f32') / own('cmt modality', 'f32'),
+  ),
+  atLeast(
+    'forward and backward of (a), f32, over FlexAttention',
+    3,
+    '×',
+    ({ own, peer }) =>
+      peer('cmt modality training', 'f32', ['flex']) /
+      (own('cmt modality', 'f32') + own('cmt modality backward', 'f32')),
+  ),
   faster('(d) Swin over SDPA, expanded mask', 4, 'Swin', given),
   ...['float32', 'bfloat16'].map((dtype) =>
     atLeast(

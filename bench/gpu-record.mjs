@@ -290,6 +290,7 @@ const output = [
   ...peersTable(),
   ...ownTable('attention', 'own kernels, ms'),
   ...ownTable('bias', 'own dense bias, ms'),
+  ...ownTable('operation', 'own gradients, multihead and deformable attention, ms'),
   drift(),
   ...notes(),
   '',

@@ -14,12 +14,15 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { drawTensors, fromBfloat16, loadCases, makePool, sizeOf, withTensors } from './cases.mjs';
+import { cpuCases } from './cpu/cases.mjs';
+import { makeDraw, withoutTerms } from './cpu/inputs.mjs';
 import { kindOf } from './kind.mjs';
 
 const require = createRequire(import.meta.url);
 const { open } = require('../dist/index.js');
 const { compareBias, compareNorm } = require('../dist/compare.js');
 const { TOLERANCES } = require('../dist/conformance.js');
+const { gradientsWithPath } = require('../dist/gradients.js');
 const { writeSafetensors } = require('../dist/formats/index.js');
 
 const { values: options } = parseArgs({
@@ -43,6 +46,10 @@ const matches = (name, wanted) =>
 const chosen = (list) =>
   list.filter(({ name }) => !options.only || options.only.split(',').some((wanted) => matches(name, wanted)));
 const [attentionCases, biasCases] = [chosen(attention), chosen(bias)];
+/** Gradients, multihead and deformable attention, with the inputs of bench/cpu. */
+const operationCases = chosen(
+  cpuCases(options).cases.filter(({ kind }) => !['attention', 'bias'].includes(kind)),
+);
 const largest = Math.max(
   1,
   ...attentionCases.map(({ shape: [b, h, q, k, d] }) => b * h * d * Math.max(q, k)),
@@ -274,6 +281,74 @@ async function timeBias(item, dtype, flush) {
   }
 }
 
+/**
+ * Each kind of operation: prepare(device, item, given, bias) gives what one call makes as [name, tensor] pairs, in float32,
+ * and what is to be disposed of in the end. The forward's results are at hand for its gradients.
+ */
+const operations = {
+  async 'attention-backward'(on, _, { gradOut, ...given }, bias) {
+    const args = { ...given, bias };
+    const { out, lse } = await on.attention({ ...args, precision: 'f32' });
+    const call = async () => gradientsWithPath(await on.attentionBackward({ ...args, gradOut, out, lse }));
+    return { call, made: [out, lse] };
+  },
+  multihead(on, { shape }, given, bias) {
+    const args = { ...given, heads: shape[1], bias, identity: true, precision: 'f32' };
+    return { call: async () => [['out', await on.multihead(args)]], made: [] };
+  },
+  deformable(on, { levels }, { gradOut: _, ...given }) {
+    const args = { ...given, spatialShapes: levels };
+    return { call: async () => [['out', await on.deformable(args)]], made: [] };
+  },
+  'deformable-backward'(on, { levels }, given) {
+    const args = { ...given, spatialShapes: levels };
+    const names = ['value', 'samplingLocations', 'attentionWeights'];
+    const call = async () => {
+      const grads = await on.deformableBackward(args);
+      return names.map((name) => [name, grads[name]]);
+    };
+    return { call, made: [] };
+  },
+};
+
+/** What differs from the CPU's results of the same operation. */
+async function operationProblems(item, drawn, results) {
+  const given = withoutTerms(item, drawn);
+  const { call, made } = await operations[item.kind](cpu, item, given, withTensors(item.bias, drawn));
+  const expected = await call();
+  const problems = [];
+  for (const [i, [name, tensor]] of results.entries()) {
+    const found = compareNorm(await onHost(tensor), expected[i][1], 2 * TOLERANCES.f32);
+    problems.push(...found.map((text) => `${name}: ${text}`));
+  }
+  dispose([...made, ...expected.map(([, tensor]) => tensor)]);
+  return problems;
+}
+
+async function timeOperation(item, drawInputs, flush) {
+  const figure = { kind: 'operation', name: item.name, precision: 'f32', cold: Boolean(flush) };
+  const times = [];
+  let problems;
+  try {
+    for (let run = 0; run < warmups + runs; ++run) {
+      const tensors = [];
+      const drawn = drawInputs(item);
+      const there = await onDevice(drawn, tensors);
+      const given = withoutTerms(item, there);
+      const { call, made } = await operations[item.kind](device, item, given, withTensors(item.bias, there));
+      await flush?.run();
+      const { result, ms } = await time(call);
+      times.push(ms);
+      if (run === warmups + runs - 1 && !options.unchecked)
+        problems = await operationProblems(item, drawn, result);
+      dispose([...tensors, ...made, ...result.map(([, tensor]) => tensor)]);
+    }
+    print({ ...figure, ...summary(times), problems });
+  } catch (error) {
+    print({ ...figure, notRun: String(error), problems: [String(error)] });
+  }
+}
+
 async function dump(folder) {
   mkdirSync(folder, { recursive: true });
   for (const item of attentionCases) {
@@ -334,6 +409,11 @@ for (const [index, precision] of precisions.entries()) {
         if (!late()) await timeBias(item, dtype, flush);
         else print({ kind: 'bias', name: item.name, precision: dtype, notRun: notBegun });
       }
+    }
+    const drawInputs = makeDraw(operationCases, tensors);
+    for (const item of operationCases) {
+      if (!late()) await timeOperation(item, drawInputs, flush);
+      else print({ kind: 'operation', name: item.name, precision: 'f32', notRun: notBegun });
     }
   }
   flush?.dispose();

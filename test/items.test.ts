@@ -8,7 +8,6 @@ import sharp from 'sharp';
 
 import type { Device } from '../lib/device.js';
 import { openSafetensors, writeSafetensors } from '../lib/formats/safetensors.js';
-import { transposed } from '../lib/frame/attention.js';
 import { runFrame } from '../lib/frame/index.js';
 import { writeSyntheticScene } from '../lib/frame/synthetic.js';
 import { open } from '../lib/index.js';
@@ -190,12 +189,6 @@ describe('frames and jobs', () => {
     visit(reply);
     expect(seen.length).toBeGreaterThanOrEqual(5);
     expect(new Set(list as ArrayBuffer[])).toEqual(new Set(seen));
-  });
-
-  test('a matrix is turned round', () => {
-    const matrix = Float32Array.from({ length: 3 * 50 }, (_, i) => i);
-    const turned = transposed(matrix, 3, 50);
-    for (let i = 0; i < 150; ++i) expect(turned[(i % 50) * 3 + Math.floor(i / 50)]).toBe(i);
   });
 });
 

@@ -131,7 +131,7 @@ export async function makePictures(count: number): Promise<[Buffer, Buffer][]> {
   return Promise.all(
     Array.from({ length: count }, async (_, i): Promise<[Buffer, Buffer]> => [
       await picture(360, 360, 0.5 + i / count),
-      await picture(600, 160, 0.5 + i / count),
+      await picture(1200, 80, 0.5 + i / count),
     ]),
   );
 }

@@ -111,6 +111,15 @@ def read_safetensors(path):
     return tensors
 
 
+def learnt_tensors(case):
+    """Names of the terms' tensors that learn, in the order in which the package returns their gradients."""
+    names = []
+    for term in case["bias"]:
+        names += [segment["weights"] for segment in term.get("segments", []) if "weights" in segment]
+        names += [term["table"]] if "table" in term else []
+    return names
+
+
 def hides(case) -> bool:
     return any(term["type"] in HIDING for term in case["bias"])
 

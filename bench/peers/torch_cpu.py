@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from cases import dense, mask_mod, read_safetensors, score_mod, visible
+from cases import dense, learnt_tensors, mask_mod, read_safetensors, score_mod, visible
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 attention = torch.nn.functional.scaled_dot_product_attention
@@ -61,15 +61,6 @@ def prepare_deformable(case, named):
             return torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
 
     return backward, sum(tensor.numel() for tensor in inputs) * 4
-
-
-def learnt_tensors(case):
-    """Names of the terms' tensors that learn, in the order in which the package returns their gradients."""
-    names = []
-    for term in case["bias"]:
-        names += [segment["weights"] for segment in term.get("segments", []) if "weights" in segment]
-        names += [term["table"]] if "table" in term else []
-    return names
 
 
 def prepare_backward(case, way, named):

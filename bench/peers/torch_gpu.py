@@ -65,6 +65,8 @@ PLAN = [
     ("dense modality + spatial", "bfloat16", ["cudaMemset", "zero_", "built"]),
     ("cmt modality", "f32", ["sdpa given", "sdpa built", "flex"]),
     ("cmt none", "f32", ["efficient unbiased"]),
+    ("cmt modality training", "f32", ["flex", "sdpa built"]),
+    ("cmt modality training", "bf16", ["flex"]),
     ("causal ALiBi 4096×64", "bf16", [*UNBIASED[1:], *GIVEN]),
     ("causal ALiBi 4096×128", "bf16", [*UNBIASED[1:], *GIVEN]),
     ("causal ALiBi 16384×64", "bf16", [*UNBIASED[1:], *GIVEN]),
@@ -163,6 +165,32 @@ class Attention:
             return out
 
         return prepare, (lambda: state.get("run", first_run)())
+
+
+class Training(Attention):
+    """Forward and backward of one case: the gradients of query, key, value and of the terms' learnable tensors, one after
+    the other. A dense mask is built within the time, since its gradient flows to those tensors."""
+
+    def __init__(self, case, specs, device, precision, eager):
+        super().__init__(case, specs, device, precision, eager)
+        self.case = {**case, "name": f"{case['name']} training"}
+        self.learnt = [self.inputs.named[name] for name in cases.learnt_tensors(case)]
+        for tensor in (*self.inputs.qkv, *self.learnt):
+            tensor.requires_grad_()
+        self.grad_out = torch.randn_like(self.inputs.qkv[0])
+
+    def gradients(self, attend):
+        with torch.enable_grad():
+            out = attend()
+        grads = torch.autograd.grad(out, [*self.inputs.qkv, *self.learnt], self.grad_out.to(out.dtype))
+        return torch.cat([grad.float().flatten() for grad in grads])
+
+    def reference(self, biased=True):
+        return self.gradients(lambda: super(Training, self).reference(biased))
+
+    def peer(self, name):
+        prepare, run = super().peer(name)
+        return prepare, (lambda: self.gradients(run))
 
 
 class Bias:
@@ -303,7 +331,7 @@ class Measurements:
     def attention(self, work, peers):
         """All peers of one case."""
         own, expected, case = None, {}, work.case
-        if self.options.own:
+        if self.options.own and not isinstance(work, Training):
             given = work.inputs.take(pathlib.Path(self.options.own) / f"{case['name']}.safetensors")
             problem = dense_problem(work, given["dense"])
             figure = {"kind": "peer", "name": case["name"], "precision": work.precision, "peer": "dense mask"}
@@ -358,7 +386,7 @@ def main() -> int:
     for name, precision, peers in PLAN:
         if options.only and not any(matches(name, item) for item in options.only.split(",")):
             continue
-        case = by_name[name]
+        case = by_name[name.removesuffix(" training")]
         if name.startswith("dense"):
             if not (options.check or options.compile_only):
                 work = Bias(case, specs, options.device, precision)
@@ -372,7 +400,8 @@ def main() -> int:
                 measurements.print(kind="peer", **late, notRun="not begun: the time was up")
             continue
         try:
-            measurements.attention(Attention(case, specs, options.device, precision, options.eager), peers)
+            kind = Training if name.endswith(" training") else Attention
+            measurements.attention(kind(case, specs, options.device, precision, options.eager), peers)
         except Exception as error:  # the case's own mask or reference, such as for want of memory
             measurements.print(kind="peer", name=name, precision=precision, peer="reference", problems=[reason_of(error, [])])
     return 1 if measurements.wrong else 0

@@ -153,7 +153,7 @@ async function compute(
   made.push(out, lse);
   const { modality, mass } = await stage('mass', async () => ({
     modality: await modalityMass(device, { query, key: placed, bias, signal }),
-    mass: await keyMass(device, { query: query.data, key: placed, lse: lse.data, stack, signal }),
+    mass: await keyMass(device, { query, key: placed, lse, bias, signal }),
   }));
   return {
     ...{ settings, referencePoints, boxes, boxesLeftOut, matrices, bevCenters, cameraCenters, seen },

@@ -36,8 +36,8 @@ export interface Row {
   readonly failure?: Failure | undefined;
   /** share of the attention on each sensor, 0 to 1; their sum is below 1 where queries see nothing */
   readonly mass?: BySensor<number> | undefined;
-  /** the same for each camera */
-  readonly cameras?: Readonly<Record<string, number>> | undefined;
+  /** the same for each camera, by name, in the order in which their pictures stand side by side */
+  readonly cameras?: readonly (readonly [name: string, share: number])[] | undefined;
   /** mean modality weight of the queries, 0 to 1 */
   readonly trust?: BySensor<number> | undefined;
   readonly queries?: number | undefined;

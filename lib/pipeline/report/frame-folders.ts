@@ -5,14 +5,15 @@ import sharp from 'sharp';
 import { z } from 'zod';
 
 import { ioError, throwIfAborted } from '../../formats/io.js';
+import { PREVIEW_SHAPE } from '../../frame/pictures.js';
 import type { PictureKind, Row } from './data.js';
 import type { Picture, Source, SourceContext } from './page.js';
 import { failedRow, rowOf } from './row.js';
 
-/** Pixels: of the picture from above, and of a camera's in the sheet of all. */
-const BEV = 448;
-const CAMERA = { width: 400, height: 160, columns: 3 };
-const WEBP = { quality: 72 } as const;
+/** Pixels, as of a pipeline's previews: of the picture from above, and of a camera's in the strip of all. */
+const BEV = 360;
+const [CAMERA_HEIGHT, CAMERA_WIDTH] = PREVIEW_SHAPE;
+const WEBP = { quality: 70 } as const;
 
 const collator = new Intl.Collator('en', { numeric: true });
 
@@ -40,23 +41,17 @@ const summarySchema = z.object({
 /** A camera's picture has its name; one that leads elsewhere is none. */
 const isName = (name: string): boolean => name !== '' && basename(name) === name && name !== '..';
 
-async function camerasSheet(folder: string, names: readonly string[]): Promise<Uint8Array | undefined> {
-  const { width, height, columns } = CAMERA;
+/** All cameras side by side, in their order; undefined where none has a picture. */
+async function camerasStrip(folder: string, names: readonly string[]): Promise<Uint8Array | undefined> {
   const tiles: { input: Buffer; left: number; top: number }[] = [];
-  for (const [i, name] of names.filter(isName).entries()) {
+  for (const [i, name] of names.entries()) {
     const path = join(folder, `${name}.png`);
-    if (!(await isFile(path))) continue;
-    const input = await sharp(path)
-      .resize(width, height, { fit: 'contain' })
-      .png({ compressionLevel: 1 })
-      .toBuffer();
-    tiles.push({ input, left: (i % columns) * width, top: Math.floor(i / columns) * height });
+    if (!isName(name) || !(await isFile(path))) continue;
+    const input = await sharp(path).resize(CAMERA_WIDTH, CAMERA_HEIGHT, { fit: 'fill' }).png().toBuffer();
+    tiles.push({ input, left: i * CAMERA_WIDTH, top: 0 });
   }
   if (tiles.length === 0) return undefined;
-  const size = {
-    width: width * Math.min(columns, names.length),
-    height: height * Math.ceil(names.length / columns),
-  };
+  const size = { width: CAMERA_WIDTH * names.length, height: CAMERA_HEIGHT };
   return sharp({ create: { ...size, channels: 3, background: '#0c0c0c' } })
     .composite(tiles)
     .webp(WEBP)
@@ -74,7 +69,7 @@ async function bevPicture(folder: string): Promise<Uint8Array | undefined> {
 async function* picturesOf(n: number, folder: string, cameras: readonly string[]): AsyncGenerator<Picture> {
   const makers: readonly (readonly [PictureKind, () => Promise<Uint8Array | undefined>])[] = [
     ['bev', () => bevPicture(folder)],
-    ['cameras', () => camerasSheet(folder, cameras)],
+    ['cameras', () => camerasStrip(folder, cameras)],
   ];
   for (const [kind, make] of makers) {
     const bytes = await make().catch(() => undefined);

@@ -7,6 +7,7 @@ const number = z.number().optional().catch(undefined);
 const bySensor = z.object({ lidar: z.number(), camera: z.number() });
 
 const summarySchema = z.object({
+  cameras: z.array(z.string()).optional().catch(undefined),
   attentionMass: bySensor
     .extend({ perCamera: z.record(z.string(), z.number()).optional().catch(undefined) })
     .optional()
@@ -42,6 +43,16 @@ function roundedMass(mass: BySensor<number>): BySensor<number> {
   return { lidar: share(mass.lidar), camera: share(mass.camera) };
 }
 
+/** In the cameras' own order, where the summary has it: that of an object's fields is another where names are numbers. */
+function camerasOf(
+  names: readonly string[] | undefined,
+  shares: Readonly<Record<string, number>>,
+): Row['cameras'] {
+  const all = new Map(Object.entries(shares));
+  const ordered = names?.every((name) => all.has(name)) ? names : [...all.keys()];
+  return ordered.map((name) => [name, share(all.get(name)!)]);
+}
+
 const shareOrNone = (value: number | null): number | null => (value === null ? null : share(value));
 
 function roundedDistance({ edges, queries, lidar, camera }: ByDistance): ByDistance {
@@ -71,11 +82,7 @@ export function rowOf(place: RowPlace, summary: unknown, ms?: Readonly<Record<st
   return {
     ...place,
     mass: data?.attentionMass && roundedMass(data.attentionMass),
-    cameras:
-      data?.attentionMass?.perCamera &&
-      Object.fromEntries(
-        Object.entries(data.attentionMass.perCamera).map(([name, mass]) => [name, share(mass)]),
-      ),
+    cameras: data?.attentionMass?.perCamera && camerasOf(data.cameras, data.attentionMass.perCamera),
     trust: data?.router && roundedMass(data.router.mean),
     queries: data?.shape?.queries,
     onBoxes: data?.queries?.onBoxes,

@@ -767,6 +767,35 @@ export const STYLE: string = css`
   .picture.cameras {
     aspect-ratio: 15 / 4;
   }
+  .picture.cameras.there {
+    aspect-ratio: auto;
+    background: none;
+  }
+  .views {
+    display: grid;
+    grid-template-columns: repeat(3, minmax(0, 1fr));
+    gap: 4px;
+    width: 100%;
+  }
+  .view {
+    position: relative;
+    display: block;
+  }
+  .view canvas {
+    display: block;
+    width: 100%;
+    border-radius: 4px;
+  }
+  .view bdi {
+    display: block;
+    color: var(--muted);
+    font-size: 11px;
+    line-height: 16px;
+    text-align: left;
+    white-space: nowrap;
+    overflow: hidden;
+    text-overflow: ellipsis;
+  }
   .picture.none {
     background: var(--soft);
     color: var(--muted);
@@ -849,15 +878,15 @@ export const STYLE: string = css`
   .lightbox .picture.cameras {
     width: min(94vw, 1500px);
   }
+  .lightbox .view bdi {
+    padding-inline: 8px;
+  }
   .lightbox p {
     display: flex;
     flex-wrap: wrap;
     gap: 4px 16px;
     align-items: center;
     padding: 8px 12px;
-  }
-  .lightbox span {
-    color: var(--muted);
   }
   .lightbox button {
     margin-left: auto;

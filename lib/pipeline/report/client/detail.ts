@@ -58,7 +58,7 @@ function facts(row: Row): HTMLElement {
 }
 
 function contents(row: Row): Child[] {
-  const { failure, mass, cameras = {}, ms = {} } = row;
+  const { failure, mass, cameras = [], ms = {} } = row;
   const total = totalMs(row);
   return [
     failure &&
@@ -79,8 +79,8 @@ function contents(row: Row): Child[] {
     mass &&
       bars('Attention mass', [
         ['LiDAR', mass.lidar, percent(mass.lidar), 'lidar'],
-        ...(Object.keys(cameras).length > 0
-          ? Object.entries(cameras).map(([name, share]) => [name, share, percent(share), 'camera'] as const)
+        ...(cameras.length > 0
+          ? cameras.map(([name, share]) => [name, share, percent(share), 'camera'] as const)
           : [['Cameras', mass.camera, percent(mass.camera), 'camera'] as const]),
       ]),
     bars(

@@ -6,18 +6,11 @@ import { picture } from './pictures.js';
 /** Shows it over the page, until a click or Escape. */
 function open(row: Row, kind: PictureKind): void {
   const close = (): void => dialog.close();
-  const cameras = Object.keys(row.cameras ?? {});
   const dialog = html(
     'dialog',
     { class: 'lightbox', 'aria-label': row.key },
     picture(row, kind),
-    html(
-      'p',
-      {},
-      quoted(row.key),
-      kind === 'cameras' && cameras.length > 0 && html('span', {}, quoted(cameras.join(' · '))),
-      button('Close', close),
-    ),
+    html('p', {}, quoted(row.key), button('Close', close)),
   );
   dialog.addEventListener('click', close);
   dialog.addEventListener('close', () => dialog.remove());

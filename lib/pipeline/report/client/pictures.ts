@@ -1,6 +1,6 @@
 /** Pictures of frames, decoded when they come into view. Each waits as base64 in an element of its own. */
 import { pictureId, type PictureKind, type Row } from '../data.js';
-import { html } from './dom.js';
+import { html, quoted } from './dom.js';
 
 const waiting = new WeakMap<Element, () => void>();
 
@@ -28,30 +28,44 @@ async function bytesOf(n: number, kind: PictureKind): Promise<Uint8Array<ArrayBu
   }
 }
 
-async function load(frame: HTMLElement, row: Row, kind: PictureKind, alt: string): Promise<void> {
+const NAMES = { bev: 'Attention from above', cameras: 'Attention over the camera images' } as const;
+
+/** All cameras side by side, in their order, cut apart: each with its name. */
+function tilesOf(strip: HTMLImageElement, cameras: readonly string[], key: string): HTMLElement {
+  const [width, height] = [Math.floor(strip.naturalWidth / cameras.length), strip.naturalHeight];
+  const tiles = cameras.map((name, i) => {
+    const tile = html('canvas', { width, height, role: 'img', 'aria-label': `${name}: ${key}` });
+    tile.getContext('2d')?.drawImage(strip, i * width, 0, width, height, 0, 0, width, height);
+    return html('span', { class: 'view' }, tile, quoted(name));
+  });
+  return html('span', { class: 'views' }, ...tiles);
+}
+
+async function load(frame: HTMLElement, row: Row, kind: PictureKind): Promise<void> {
   const bytes = await bytesOf(row.n, kind);
   if (!frame.isConnected) return;
-  if (!bytes) {
+  const none = (words: string): void => {
     frame.classList.add('none');
-    frame.replaceChildren(html('span', {}, 'no picture'));
+    frame.replaceChildren(html('span', {}, words));
+  };
+  if (!bytes) {
+    none('no picture');
     return;
   }
   const url = URL.createObjectURL(new Blob([bytes], { type: 'image/webp' }));
-  const image = html('img', { src: url, alt, decoding: 'async', draggable: 'false' });
-  const done = (): void => URL.revokeObjectURL(url);
-  image.addEventListener('load', () => {
-    frame.style.setProperty('aspect-ratio', `${image.naturalWidth} / ${image.naturalHeight}`);
-    done();
-  });
-  image.addEventListener('error', () => {
-    frame.classList.add('none');
-    frame.replaceChildren(html('span', {}, 'a picture that does not decode'));
-    done();
-  });
-  frame.replaceChildren(image);
+  const image = html('img', { src: url, alt: `${NAMES[kind]}: ${row.key}`, draggable: 'false' });
+  try {
+    await image.decode();
+    const cameras = row.cameras?.map(([name]) => name) ?? [];
+    if (kind === 'cameras' && cameras.length > 0) frame.replaceChildren(tilesOf(image, cameras, row.key));
+    else frame.replaceChildren(image);
+    frame.classList.add('there');
+  } catch {
+    none('a picture that does not decode');
+  } finally {
+    URL.revokeObjectURL(url);
+  }
 }
-
-const NAMES = { bev: 'Attention from above', cameras: 'Attention over the camera images' } as const;
 
 /** A place for a picture, which it takes once it is in view. */
 export function picture(row: Row, kind: PictureKind): HTMLElement {
@@ -61,7 +75,7 @@ export function picture(row: Row, kind: PictureKind): HTMLElement {
     frame.append(html('span', {}, 'no picture'));
     return frame;
   }
-  waiting.set(frame, () => void load(frame, row, kind, `${NAMES[kind]}: ${row.key}`));
+  waiting.set(frame, () => void load(frame, row, kind));
   observer.observe(frame);
   return frame;
 }
