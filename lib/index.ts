@@ -36,10 +36,19 @@ export type {
   WithStages,
 } from './pipeline/engine.js';
 export type { PipelineStream } from './pipeline/stream.js';
-export { planRun, runShard } from './pipeline/run.js';
+export {
+  computeItems,
+  estimate,
+  measureSample,
+  planRun,
+  readItemLines,
+  readManifest,
+  runShard,
+} from './pipeline/lazy.js';
+export type { Estimate, Estimated, EstimateTarget, Sample } from './pipeline/estimate.js';
+export type { ComputeOptions, ItemFailure, ItemOutcome, ItemResult, ItemRun } from './pipeline/items.js';
+export type { FrameItem, FrameOverrides, JobItem, ManifestItem } from './pipeline/manifest.js';
 export type { Run, RunOptions, ShardContext, ShardResult } from './pipeline/run.js';
-export { readManifest } from './pipeline/read-manifest.js';
-export type { FrameItem, JobItem, ManifestItem } from './pipeline/manifest.js';
-export { readItemLines } from './pipeline/sidecar.js';
 export type { ItemLine, RunDescription, ShardDtype, ShardFormat } from './pipeline/sidecar.js';
-export type { ItemFailure, ItemOutcome, ItemResult } from './pipeline/items.js';
+export type { FrameSettings } from './frame/settings.js';
+export type { HostTensor } from './formats/host.js';

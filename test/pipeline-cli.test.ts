@@ -5,6 +5,7 @@ import { appendFile, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import type { PipelineSummary } from '../lib/cli/pipeline.js';
+import type { Plan } from '../lib/cli/plan.js';
 import { duration, perSecond } from '../lib/cli/words.js';
 import { partOf } from '../lib/pipeline/part.js';
 import { rateOf, type FolderStatus } from '../lib/pipeline/status.js';
@@ -27,6 +28,18 @@ function cli(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
     env: { ...clean, ...env },
   });
 }
+
+test("the package's root loads what runs are made of when they begin", () => {
+  const script = `
+    const api = require(${JSON.stringify(join(__dirname, '../dist/index.js'))});
+    const loaded = () => Object.keys(require.cache).some((file) => /[\\\\/](sharp|zod|piscina)[\\\\/]/.test(file));
+    const before = loaded();
+    api.planRun({ manifest: 'nowhere', out: 'nowhere' }).catch(({ code }) => console.log(before, loaded(), code));
+  `;
+  expect(spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' }).stdout).toBe(
+    'false true ERR_IO\n',
+  );
+});
 
 describe('the part of a run', () => {
   test.each<[string | undefined, Record<string, string>, [number, number, string | undefined]]>([
@@ -198,6 +211,42 @@ describe('attention-bias pipeline', () => {
       expect({ wrong, status, stdout }).toEqual({ wrong, status: code, stdout: '' });
       expect(stderr).toContain(words);
     }
+  });
+
+  test('--plan says what a run would take, and writes nothing', async () => {
+    await using folder = await temporaryFolder();
+    const manifest = await writeJobs(folder.path, 6);
+    const before = await folder.names();
+    const args = [
+      manifest,
+      '--plan',
+      '--sample',
+      '4',
+      '--frames',
+      '1000000',
+      '--hours',
+      '0.5',
+      '--json',
+      ...fast,
+    ];
+    const { status, stdout, stderr } = cli(args);
+    expect(status).toBe(0);
+    const plan = JSON.parse(stdout) as Plan;
+    expect(plan).toMatchObject({
+      items: 1_000_000,
+      sample: 4,
+      failedShare: 0,
+      unit: 'core',
+      device: { threads: 1 },
+    });
+    expect(plan.totalMs.value).toBeCloseTo(plan.itemMs.value * 1e6, -3);
+    expect(plan.deviceHours.value).toBeCloseTo(plan.totalMs.value / 3_600_000, 5);
+    expect(plan.needed).toMatchObject({ deadlineMs: 1_800_000, unit: 'cores' });
+    expect(stderr).toMatch(
+      /^1,000,000 items on cpu .*\n.* an item of the 4 measured, .* core hours; .*\nwithin 30 min: /,
+    );
+    expect(stderr).toContain('taken for granted:');
+    expect(await folder.names()).toEqual(before);
   });
 
   test('stops at SIGTERM by that signal: finished shards stay, and nothing half written', async () => {

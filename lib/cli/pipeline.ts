@@ -22,7 +22,7 @@ import {
 import { shardDtypes, shardFormats, type ShardDtype, type ShardFormat } from '../pipeline/sidecar.js';
 import { readStatus, type FolderStatus } from '../pipeline/status.js';
 import { abortable } from './abortable.js';
-import { describeDevice, deviceOptions, openDevice, type DeviceOptions } from './device-options.js';
+import { describeDevice, deviceOptions, openDevice } from './device-options.js';
 import { frameOptions } from './frame.js';
 import {
   checkAttempts,
@@ -32,9 +32,11 @@ import {
   showStatus,
   type QueueArguments,
 } from './pipeline-queue.js';
+import { describePlan, planOptions, planPipeline, type PlanArguments } from './plan.js';
 import { counted, duration, grouped, perSecond } from './words.js';
 
-export interface PipelineArguments extends DeviceOptions, Omit<QueueArguments, 'redis'> {
+export interface PipelineArguments extends PlanArguments, Omit<QueueArguments, 'redis'> {
+  plan: boolean;
   manifest: string | undefined;
   out: string | undefined;
   format: ShardFormat;
@@ -42,8 +44,6 @@ export interface PipelineArguments extends DeviceOptions, Omit<QueueArguments, '
   tensors: string | undefined;
   'shard-size': number;
   shard: string | undefined;
-  concurrency: number | undefined;
-  'max-bytes': number | undefined;
   previews: boolean;
   strict: boolean;
   queries: number;
@@ -119,6 +119,7 @@ export const pipelineOptions = {
     default: false,
     describe: 'say how far the run in the folder is, or with --redis all runs, and compute nothing',
   },
+  ...planOptions,
   json: { type: 'boolean', default: false, describe: 'print a summary as JSON on stdout' },
   ...logOptions,
 } as const satisfies Record<string, Options>;
@@ -152,7 +153,7 @@ function requireOut({ out }: PipelineArguments): string {
   return out;
 }
 
-function runOptions(args: PipelineArguments): RunOptions {
+function runOptions(args: PipelineArguments, out = requireOut(args)): RunOptions {
   const { manifest } = args;
   if (manifest === undefined)
     throw expected(
@@ -161,7 +162,6 @@ function runOptions(args: PipelineArguments): RunOptions {
       'pipeline',
       'nothing (see attention-bias pipeline --help)',
     );
-  const out = requireOut(args);
   const { format, dtype, tensors, previews, precision, queries, seed, strength, window } = args;
   const { features, router, 'shard-size': shardSize } = args;
   const names = tensors?.split(',').map((name) => name.trim());
@@ -402,6 +402,15 @@ export async function runPipeline(args: PipelineArguments, signal: AbortSignal):
   return summary;
 }
 
+/** Says what a run would take. */
+async function runPlan(args: PipelineArguments, signal: AbortSignal): Promise<void> {
+  // Nothing is written to the output folder, which need not be said yet.
+  const run = await planRun(runOptions(args, args.out ?? '.'), signal);
+  const plan = await planPipeline(run, args, signal);
+  process.stderr.write(describePlan(plan));
+  if (args.json) process.stdout.write(`${JSON.stringify(plan)}\n`);
+}
+
 function setExitCode({ total, failed }: { total: number; failed: number }, args: PipelineArguments): void {
   if (failed > 0 && (args.strict || failed === total)) process.exitCode = FAILED_ITEMS_EXIT;
 }
@@ -430,6 +439,7 @@ export const pipelineCommand: CommandModule<object, PipelineArguments> = {
       .options(pipelineOptions)
       .example('$0 pipeline frames.jsonl --out shards --window', '')
       .example('$0 pipeline frames.jsonl --out shards --shard 3/16', 'the fourth of sixteen machines')
+      .example('$0 pipeline frames.jsonl --window --plan --hours 8', 'what it would take')
       .example('$0 pipeline --out shards --status', 'how far it is')
       .example('$0 pipeline frames.jsonl --out shards --redis redis://queue', 'by workers on any machine')
       .example('$0 pipeline --status --redis redis://queue', 'how far they are')
@@ -440,6 +450,7 @@ export const pipelineCommand: CommandModule<object, PipelineArguments> = {
       ),
   handler: async (args) => {
     const { redis } = args;
+    if (args.plan) return abortable((signal) => runPlan(args, signal));
     if (redis !== undefined) {
       const queueArgs = { ...args, redis };
       await (args.status ? queueStatus(queueArgs) : abortable((signal) => runOnQueue(queueArgs, signal)));

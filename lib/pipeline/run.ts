@@ -363,74 +363,113 @@ interface Made {
   /** of the lines */
   readonly sha256: string;
   readonly files: Readonly<{ shard: StagedFile; lines: StagedFile; previews: StagedFile | undefined }>;
-  readonly discard: () => Promise<void>;
 }
 
-/** Computes a shard into temporary files, all of them whole. */
-async function makeShard(
+/** The files of a shard that is being made. */
+interface ShardFiles {
+  add(outcome: ItemOutcome): Promise<void>;
+  /** All of them are whole and on the disk, under temporary names. */
+  finish(): Promise<Made>;
+  /** Removes what was not published. Never rejects. */
+  discard(): Promise<void>;
+}
+
+async function openShardFiles(
   run: Run,
   names: ShardNames,
-  lines: readonly ManifestLine[],
-  context: ShardContext,
-): Promise<Made> {
-  const { device, signal, concurrency, maxBytes } = context;
-  const { dtype, format, previews, tensors, frame } = run.options;
-  const folder = shardsFolder(run);
+  folder: string,
+  signal: AbortSignal | undefined,
+): Promise<ShardFiles> {
+  const { dtype, format, previews } = run.options;
   const staged: StagedFile[] = [];
+  const open: { dispose(): Promise<void> }[] = [];
   const stage = async (name: string): Promise<StagedFile> => {
     const file = await stageFile(folder, name, signal);
     staged.push(file);
     return file;
   };
   const discard = async (): Promise<void> => {
+    for (const one of open) await one.dispose();
     for (const file of staged) await file.discard();
   };
-  const open: AsyncDisposable[] = [];
   try {
     const files = {
       shard: await stage(names.shard),
       lines: await stage(names.lines),
       previews: previews ? await stage(names.previews) : undefined,
     };
-    const writer = writers[format]({
-      file: files.shard,
-      dtype,
-      scratch: (suffix) => stage(`${names.shard}.${suffix}`),
-    });
-    open.push({ [Symbol.asyncDispose]: () => writer.dispose() });
+    const scratch = (suffix: string): Promise<StagedFile> => stage(`${names.shard}.${suffix}`);
+    const writer = writers[format]({ file: files.shard, dtype, scratch });
+    open.push(writer);
     const pictures = files.previews && openTar(files.previews);
-    if (pictures) open.push({ [Symbol.asyncDispose]: () => pictures.dispose() });
+    if (pictures) open.push(pictures);
     const hash = createHash('sha256');
-    let count = 0;
+    let items = 0;
     let failed = 0;
+    return {
+      async add(outcome) {
+        if (outcome.ok) {
+          const { key } = outcome.item;
+          await writer.add({ key, tensors: outcome.tensors, summary: outcome.summary });
+          for (const [name, bytes] of Object.entries(outcome.previews))
+            await pictures?.add(`${key}.${name}`, [bytes]);
+        } else {
+          failed += 1;
+        }
+        const line = new TextEncoder().encode(formatItemLine(itemLine(run, outcome)));
+        hash.update(line);
+        await files.lines.write(line);
+        items += 1;
+      },
+      async finish() {
+        await writer.finish();
+        await pictures?.finish();
+        throwIfAborted(signal, join(folder, names.shard));
+        for (const file of [files.lines, files.previews, files.shard]) await file?.seal();
+        return { items, failed, sha256: hash.digest('hex'), files };
+      },
+      discard,
+    };
+  } catch (error) {
+    await discard();
+    throw error;
+  }
+}
+
+/** Writes outcomes as a shard's into a folder of their own, and keeps nothing: what writing takes is part of an estimate. */
+export async function openScratchShard(
+  run: Run,
+  folder: string,
+): Promise<Pick<ShardFiles, 'add' | 'discard'>> {
+  return openShardFiles(run, namesOf(run, 0, 'scratch'), folder, undefined);
+}
+
+/** Computes a shard into temporary files, which `discard` removes unless they were published. */
+async function makeShard(
+  run: Run,
+  names: ShardNames,
+  lines: readonly ManifestLine[],
+  context: ShardContext,
+): Promise<Made & Pick<ShardFiles, 'discard'>> {
+  const { device, signal, concurrency, maxBytes } = context;
+  const { previews, tensors, frame } = run.options;
+  const files = await openShardFiles(run, names, shardsFolder(run), signal);
+  try {
     const items = lines.map(({ item }) => item);
     const options = { device, frame, tensors, previews, concurrency, maxBytes, signal };
+    let count = 0;
     for await (const computed of computeItems(items, options)) {
       const outcome = requireTensors(run, computed);
       if (!outcome.ok && isMachines(outcome.error)) throw outcome.error;
       if (outcome.item !== items[count]) throw new Error(`item ${outcome.item.index} out of order`);
-      if (outcome.ok) {
-        const { key } = outcome.item;
-        await writer.add({ key, tensors: outcome.tensors, summary: outcome.summary });
-        for (const [name, bytes] of Object.entries(outcome.previews))
-          await pictures?.add(`${key}.${name}`, [bytes]);
-      }
-      const line = new TextEncoder().encode(formatItemLine(itemLine(run, outcome)));
-      hash.update(line);
-      await files.lines.write(line);
+      await files.add(outcome);
       count += 1;
-      if (!outcome.ok) failed += 1;
       context.onItem?.(outcome);
     }
     if (count !== items.length) throw new Error(`${count} outcomes of ${items.length} items`);
-    await writer.finish();
-    await pictures?.finish();
-    throwIfAborted(signal, files.shard.temporary);
-    for (const file of [files.lines, files.previews, files.shard]) await file?.seal();
-    return { items: count, failed, sha256: hash.digest('hex'), files, discard };
+    return { ...(await files.finish()), discard: () => files.discard() };
   } catch (error) {
-    for (const one of open) await one[Symbol.asyncDispose]();
-    await discard();
+    await files.discard();
     throw error;
   }
 }
