@@ -3,6 +3,8 @@ import type { Config } from 'jest';
 const config: Config = {
   testEnvironment: 'node',
   testTimeout: 60_000,
+  // Most tests wait for processes or kernels: as many at once as there are cores, jest's own default being one fewer.
+  maxWorkers: '100%',
   roots: ['<rootDir>/test'],
   testMatch: ['**/*.test.ts'],
   // Sources import each other by the names that they have once compiled.
