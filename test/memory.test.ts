@@ -86,8 +86,9 @@ describe('dispose', () => {
     const before = memory();
     const inputs = attentionInputs(3, [1, 8, 200, 3000]);
     const controller = new AbortController();
-    // Two, so that one waits: a running one might end before it sees the signal.
-    const running = device.attention(inputs);
+    // Two, so that one waits: a running one might end before it sees the signal. The first takes a while, since this
+    // thread may be kept waiting too before it aborts.
+    const running = device.attention(attentionInputs(3, [1, 8, 1000, 30_000]));
     const waiting = device.attention({ ...inputs, signal: controller.signal });
     controller.abort();
     await expectError(() => waiting, 'ERR_ABORTED');

@@ -18,7 +18,7 @@ const number = (value, digits = 3) =>
 export function fractionOfPeak(figure, item, peaks) {
   const peak = peaks[figure.who];
   if (!peak || !figure.ms) return undefined;
-  if (item.kind === 'bias') return item.bytes / figure.ms / 1e6 / peak.fillGBs;
+  if (item.kind === 'bias') return item.bytes / figure.min / 1e6 / figure.fillGBs;
   const gflops = (item.precision === 'bf16' && peak.bf16Gflops) || peak.fmaGflops;
   return item.flops / figure.ms / 1e6 / gflops;
 }

@@ -51,6 +51,21 @@ const higher = (a, b) =>
   );
 
 /**
+ * The figures of a case that is bound by bandwidth, each of ours with `fillGBs`: a machine's bandwidth moves with what its
+ * neighbours do, so that fills are timed right before and right after.
+ */
+async function besideFills(run, threads, isas) {
+  const before = peaks(threads, isas);
+  const figures = await run();
+  const after = peaks(threads, isas);
+  for (const figure of figures.filter(({ way }) => way === 'own')) {
+    const [a, b] = [before, after].map((ofIsas) => ofIsas[figure.who].fillGBs);
+    figure.fillGBs = (a + b) / 2;
+  }
+  return figures;
+}
+
+/**
  * The record of a run: { date, machine, threads, rounds, small, peaks, cases, figures, goals }. `names`: the cases, all where
  * empty; `say`: gets a line on each case as it begins.
  */
@@ -77,9 +92,8 @@ export async function measure({ names = [], rounds, threads, python, small, say 
       const inputs = join(folder, 'inputs.safetensors');
       await writeSafetensors(inputs, draw(item));
       const entries = entriesOf(item, participants);
-      record.figures.push(...(await runCase(item, entries, { rounds, threads, folder, inputs })));
-      // A machine's bandwidth moves with what its neighbours do: measured beside each case that is bound by it.
-      if (item.kind === 'bias') record.peaks = higher(record.peaks, peaks(threads, isas));
+      const run = () => runCase(item, entries, { rounds, threads, folder, inputs });
+      record.figures.push(...(item.kind === 'bias' ? await besideFills(run, threads, isas) : await run()));
     }
   } finally {
     const { own, onnx, torch } = participants;
