@@ -60,6 +60,9 @@ npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo
 npx attention-bias report demo
+for seed in 1 2; do echo '{"frame": "demo/scene/frame.json", "queries": 50, "seed": '$seed'}'; done > frames.jsonl
+npx attention-bias pipeline frames.jsonl --out run
+[ "$(tar -tf run/shards/*.tar | grep -c '\.out\.npy$')" = 2 ]
 npx attention-bias bench --small > bench.json
 grep -q '"way": "own"' bench.json
 test -s demo/bev.png
