@@ -1,25 +1,34 @@
 #!/usr/bin/env bash
 # Packs the package, installs the tarball into an empty project without dev dependencies, and uses it from there:
 # CommonJS, ESM, types and the command line.
+#
+#   test-package.sh [TARBALL]: where TARBALL stands it is taken as it is, else what was packed and checked is left there
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CCACHE_BASEDIR=$work # where a compiler cache is set up (.ci/run), the same files here are the same to it
 
-cd "$root"
-tarball=$(npm pack --silent --pack-destination "$work" | tail -n 1)
-if tar -tzf "$work/$tarball" | grep -E '^package/(test|node_modules|build|bench/records)/'; then
-  echo "the tarball holds what it should not" >&2
-  exit 1
+given=${1:+$(realpath -m "$1")}
+tarball=$work/attention-bias.tgz
+if [ -e "$given" ]; then
+  cp "$given" "$tarball"
+else
+  cd "$root"
+  mv "$work/$(npm pack --silent --pack-destination "$work" | tail -n 1)" "$tarball"
+  if tar -tzf "$tarball" | grep -E '^package/(test|node_modules|build|bench/records)/'; then
+    echo "the tarball holds what it should not" >&2
+    exit 1
+  fi
+  npx publint --strict "$tarball"
+  npx attw --profile node16 "$tarball"
+  [ -z "$given" ] || cp "$tarball" "$given"
 fi
-npx publint --strict "$work/$tarball"
-npx attw --profile node16 "$work/$tarball"
 
 mkdir "$work/project"
 cd "$work/project"
 echo '{ "name": "user", "version": "1.0.0", "private": true }' > package.json
-npm install --no-audit --no-fund --foreground-scripts "$work/$tarball"
+npm install --no-audit --no-fund --foreground-scripts "$tarball"
 
 cat > use.cjs <<'JS'
 const { open, AttentionBiasError } = require('attention-bias');
@@ -60,6 +69,9 @@ npx attention-bias --version
 npx attention-bias smoke
 npx attention-bias demo --out demo
 npx attention-bias report demo
+for seed in 1 2; do echo '{"frame": "demo/scene/frame.json", "queries": 50, "seed": '$seed'}'; done > frames.jsonl
+npx attention-bias pipeline frames.jsonl --out run
+[ "$(tar -tf run/shards/*.tar | grep -c '\.out\.npy$')" = 2 ]
 npx attention-bias bench --small > bench.json
 grep -q '"way": "own"' bench.json
 test -s demo/bev.png

@@ -50,9 +50,14 @@ std::vector<Isa> isas() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return {{"x86-64-v2", v2, AB_KERNELS(x86_64_v2)},
-          {"x86-64-v3", v3, AB_KERNELS(x86_64_v3)},
-          {"x86-64-v4", v4, AB_KERNELS(x86_64_v4)}};
+  return {
+#if !defined(AB_WITHOUT_X86_64_V2)
+    {"x86-64-v2", v2, AB_KERNELS(x86_64_v2)},
+#endif
+        {"x86-64-v3", v3, AB_KERNELS(x86_64_v3)}, {
+      "x86-64-v4", v4, AB_KERNELS(x86_64_v4)
+    }
+  };
 #elif defined(__aarch64__)
   return {{"arm64", true, AB_KERNELS(arm64)}};
 #else

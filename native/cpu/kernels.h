@@ -210,7 +210,11 @@ struct Kernels {
 // The instruction sets that are compiled into this binary. Each namespace is defined by the *_kernel.cc,
 // compiled once for it.
 #if defined(AB_ISAS_X86_64)
+#if defined(AB_WITHOUT_X86_64_V2)
+#define AB_FOR_EACH_ISA(X) X(x86_64_v3) X(x86_64_v4)
+#else
 #define AB_FOR_EACH_ISA(X) X(x86_64_v2) X(x86_64_v3) X(x86_64_v4)
+#endif
 #elif defined(__aarch64__)
 #define AB_FOR_EACH_ISA(X) X(arm64)
 #else
