@@ -117,8 +117,12 @@ export async function keyMass(
   const gradOut = zeros(queries);
   gradOut.data.fill(1 / Math.max(1, rows));
   const grads = await device.attentionBackward({
-    ...{ ...args, value: zeros(keys), gradOut, out: zeros(queries) },
-    ...{ termGradients: false, memory: 'host' },
+    ...args,
+    value: zeros(keys),
+    gradOut,
+    out: zeros(queries),
+    termGradients: false,
+    memory: 'host',
   });
   const mass = new Float64Array(keys);
   grads.value.data.forEach((value, i) => (mass[i % keys]! += value));

@@ -7,7 +7,6 @@
  * last one looks whether the others are its own, and takes the shard back if they are not.
  */
 import { createHash } from 'node:crypto';
-import { readdirSync } from 'node:fs';
 import { link, mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 
@@ -277,22 +276,29 @@ function namesOf(run: Run, index: number, key: string): ShardNames {
 const numberIn = (name: string): string | undefined => /^\.?(\d{6,})-[0-9a-f]{16}\./.exec(name)?.[1];
 
 /** What stood in the shards' folder when this process first looked, by shard: leftovers of earlier runs are among it. */
-const listings = new WeakMap<Run, Map<string, string[]>>();
+const listings = new WeakMap<Run, Promise<Map<string, string[]>>>();
 
-function leftovers(run: Run, index: number): string[] {
+async function list(run: Run): Promise<Map<string, string[]>> {
+  const listing = new Map<string, string[]>();
+  for (const name of await readdir(shardsFolder(run))) {
+    const number = numberIn(name);
+    if (number === undefined) continue;
+    const names = listing.get(number);
+    if (names) names.push(name);
+    else listing.set(number, [name]);
+  }
+  return listing;
+}
+
+async function leftovers(run: Run, index: number): Promise<string[]> {
   let listing = listings.get(run);
   if (!listing) {
-    listing = new Map();
-    for (const name of readdirSync(shardsFolder(run))) {
-      const number = numberIn(name);
-      if (number === undefined) continue;
-      const names = listing.get(number);
-      if (names) names.push(name);
-      else listing.set(number, [name]);
-    }
+    listing = list(run);
     listings.set(run, listing);
+    // One that failed is tried anew.
+    listing.catch(() => listings.delete(run));
   }
-  return listing.get(shardNumber(index)) ?? [];
+  return (await listing).get(shardNumber(index)) ?? [];
 }
 
 /**
@@ -302,7 +308,7 @@ function leftovers(run: Run, index: number): string[] {
  */
 async function tidy(run: Run, index: number, keep: ShardNames | undefined): Promise<void> {
   const kept = new Set<string>(keep && Object.values(keep));
-  const names = leftovers(run, index).filter((name) => {
+  const names = (await leftovers(run, index)).filter((name) => {
     const temporary = parseTemporary(name);
     if (!keep) return temporary?.abandoned === true;
     return temporary !== undefined || !kept.has(name);

@@ -148,8 +148,8 @@ class SharedTileMemory {
   // Whether the batch rows of a group are worth it: several of each head, and terms that they have in common.
   static bool pays(const BackwardProblem& problem, int64_t row_run, int64_t tiles, int64_t tile_floats) {
     const AttentionProblem& p = problem.attention;
-    return p.bias && p.bias->term_count() != 0 && row_run >= 2 * p.extent.heads &&
-           tiles * tile_floats <= kSharedTileFloats;
+    if (!p.bias || __builtin_popcountll(p.bias->batch_terms()) == p.bias->term_count()) return false;
+    return row_run >= 2 * p.extent.heads && tiles * tile_floats <= kSharedTileFloats;
   }
 
   const SharedTiles* begin(int64_t tiles, int64_t tile_floats) {
