@@ -6,6 +6,7 @@ const config: Config = {
   // Most tests wait for processes or kernels: as many at once as there are cores, jest's own default being one fewer.
   maxWorkers: '100%',
   roots: ['<rootDir>/test'],
+  setupFilesAfterEnv: ['<rootDir>/test/setup.ts'],
   testMatch: ['**/*.test.ts'],
   // Sources import each other by the names that they have once compiled.
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },

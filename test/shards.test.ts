@@ -358,12 +358,16 @@ describe('a run', () => {
     };
     const device = countingDevice();
     const attention = device.attention.bind(device);
-    // The second item waits for the other process.
+    // The second item, begun only after the first, waits for the other process.
     device.attention = async (args) => {
       await other;
       return attention(args);
     };
-    expect(await runShard(one, 0, { device, onItem })).toMatchObject({ skipped: true, items: 2, failed: 0 });
+    expect(await runShard(one, 0, { device, onItem, concurrency: 1 })).toMatchObject({
+      skipped: true,
+      items: 2,
+      failed: 0,
+    });
     const found = await digests(options.out);
     await rm(options.out, { recursive: true });
     await runAll(options);
