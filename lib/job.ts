@@ -6,6 +6,8 @@ import { gradientsWithPath } from './gradients.js';
 import type { HostTensor } from './formats/host.js';
 import { readJob, TensorRef, type Job } from './formats/job.js';
 import { showJson } from './formats/json.js';
+import type { Allocate } from './formats/io.js';
+import type { ReadOptions } from './formats/safetensors.js';
 import { fieldPath } from './formats/schema.js';
 import {
   openTensors,
@@ -92,7 +94,7 @@ function checkUse(use: Use, file: TensorsFile): void {
 async function loadTensors(
   uses: readonly Use[],
   source: TensorsSource | undefined,
-  signal: AbortSignal | undefined,
+  options: ReadOptions,
 ): Promise<Map<string, HostTensor>> {
   const loaded = new Map<string, HostTensor>();
   if (source === undefined) {
@@ -102,14 +104,14 @@ async function loadTensors(
   }
   let file: TensorsFile;
   try {
-    file = await openTensors(source, new Set(uses.map(({ ref }) => ref.tensor)), signal);
+    file = await openTensors(source, new Set(uses.map(({ ref }) => ref.tensor)), options.signal);
   } catch (error) {
     throw error instanceof AttentionBiasError ? prefixed('tensors: ', error) : error;
   }
   await using open = file;
   for (const use of uses) checkUse(use, open);
   for (const { ref } of uses) {
-    if (!loaded.has(ref.tensor)) loaded.set(ref.tensor, await open.read(ref.tensor, { signal }));
+    if (!loaded.has(ref.tensor)) loaded.set(ref.tensor, await open.read(ref.tensor, options));
   }
   return loaded;
 }
@@ -219,6 +221,8 @@ export interface LoadedJob {
   readonly op: Job['op'];
   readonly job: Loaded<Job>;
   readonly uses: readonly Use[];
+  /** those in `job`, each once */
+  readonly tensors: readonly HostTensor[];
 }
 
 /** Errors of the job at `path` begin with it. */
@@ -243,16 +247,19 @@ export async function loadJob(
     readonly job?: Job | undefined;
     readonly tensors?: TensorsSource | undefined;
     readonly signal?: AbortSignal | undefined;
+    /** where the tensors of a safetensors file are read to */
+    readonly allocate?: Allocate | undefined;
   } = {},
 ): Promise<LoadedJob> {
-  const { signal } = options;
+  const { signal, allocate } = options;
   const checked = options.job ?? (await readJob(path, { signal }));
   const uses = usesOf(checked);
   return about(path, async () => {
     const own = checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors);
     checkLearnableNames(checked, uses);
-    const loaded = await loadTensors(uses, options.tensors ?? own, signal);
-    return { path, op: checked.op, job: withTensors(checked, loaded), uses };
+    const loaded = await loadTensors(uses, options.tensors ?? own, { signal, allocate });
+    const tensors = [...loaded.values()];
+    return { path, op: checked.op, job: withTensors(checked, loaded), uses, tensors };
   });
 }
 

@@ -11,9 +11,10 @@ import { openSafetensors, writeSafetensors } from '../lib/formats/safetensors.js
 import { runFrame } from '../lib/frame/index.js';
 import { writeSyntheticScene } from '../lib/frame/synthetic.js';
 import { open } from '../lib/index.js';
-import { runJob } from '../lib/job.js';
+import { readJob, runJob, type Job } from '../lib/job.js';
 import { computeItems, type ComputeOptions, type ItemOutcome } from '../lib/pipeline/items.js';
 import type { FrameItem, JobItem, ManifestItem } from '../lib/pipeline/manifest.js';
+import { ReusedMemory } from '../lib/pipeline/reused-memory.js';
 import prepare from '../lib/pipeline/prepare-worker.js';
 import type { StageEvent, ItemEvent } from '../lib/telemetry.js';
 import { errorOf, expectError, random, uniform } from './support.js';
@@ -237,6 +238,59 @@ describe('the flow of items', () => {
     }
     await expectError(() => outcomes([], { concurrency: 0 }), 'ERR_VALUE', 'concurrency', '0');
     await expectError(() => outcomes([], { maxBytes: -1 }), 'ERR_VALUE', 'maxBytes', '-1');
+  });
+
+  test("jobs' tensors are read into memory that is used again, once the device has done with it", async () => {
+    const next = random(9);
+    const shapes = { q: [1, 2, 5, 64], k: [1, 2, 2100, 64], v: [1, 2, 2100, 64] }; // k and v take 1 MiB
+    const files = [0, 1, 2].map((i) => join(folder, `large-${i}.safetensors`));
+    for (const file of files) {
+      const tensors = Object.entries(shapes).map(([name, shape]) => [name, uniform(next, shape)] as const);
+      await writeSafetensors(file, Object.fromEntries(tensors));
+    }
+    const inUse = new Set<ArrayBufferLike>();
+    const used: ArrayBufferLike[] = [];
+    const watched = Object.create(device, {
+      attention: {
+        value: async (args: Parameters<Device['attention']>[0]) => {
+          const buffers = [args.key, args.value].map((tensor) => (tensor.data as Float32Array).buffer);
+          for (const buffer of buffers) {
+            expect(inUse.has(buffer)).toBe(false);
+            inUse.add(buffer);
+            used.push(buffer);
+          }
+          const results = await device.attention(args);
+          for (const buffer of buffers) inUse.delete(buffer);
+          return results;
+        },
+      },
+      info: { value: device.info },
+    }) as Device;
+    const items = Array.from({ length: 12 }, (_, i) => jobItem(i, 0, { tensors: files[i % 3]! }));
+    const all = await outcomes(items, { device: watched, concurrency: 4 });
+    for (const [i, outcome] of all.entries()) {
+      const { out } = await runJob(join(folder, '0.json'), { device }, {
+        ...(await readJob(join(folder, '0.json'))),
+        tensors: files[i % 3]!,
+      } as Job);
+      expect(good(outcome).tensors.out!.data).toEqual(out!.data);
+    }
+    expect(used).toHaveLength(24);
+    expect(new Set(used).size).toBeLessThanOrEqual(8);
+  });
+
+  test('memory to be used again is bounded, and exactly of the size that is asked for', () => {
+    const memory = new ReusedMemory(5 * 2 ** 20);
+    const [small, ...large] = [1, 2, 3, 4].map((mib) =>
+      memory.take(mib * 2 ** 20 - 4 * Number(mib === 1), 'x'),
+    );
+    for (const buffer of [small!, ...large]) memory.give(buffer);
+    memory.give(large[2]!); // once more
+    expect(memory.take(4 * 2 ** 20, 'x')).toBe(large[2]); // 2 and 3 MiB had to go for it
+    for (const [i, buffer] of large.slice(0, 2).entries())
+      expect(memory.take((i + 2) * 2 ** 20, 'x')).not.toBe(buffer);
+    expect(memory.take(2 ** 20 - 4, 'x')).not.toBe(small);
+    expect(memory.take(4 * 2 ** 20, 'x')).not.toBe(large[2]);
   });
 
   test('a signal and a break end it; whoever listens is told of every item', async () => {

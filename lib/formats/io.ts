@@ -61,6 +61,9 @@ export async function openForReading(path: string): Promise<FileHandle> {
   }
 }
 
+/** Gives memory of exactly that size for what `name` calls in errors, or throws ERR_MEMORY. */
+export type Allocate = (bytes: number, name: string) => ArrayBuffer;
+
 /** Zero-filled memory, or ERR_MEMORY. */
 export function allocate(bytes: number, name: string): ArrayBuffer {
   try {

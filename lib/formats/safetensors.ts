@@ -21,7 +21,7 @@ import {
   type HostTensor,
   type WritableTensor,
 } from './host.js';
-import { allocate, changedWhileRead, openForReading, readInto, statRegular } from './io.js';
+import { allocate, changedWhileRead, openForReading, readInto, statRegular, type Allocate } from './io.js';
 import { decodeUtf8, parseJson, showJson, type Json } from './json.js';
 
 const MAX_HEADER_BYTES = 100_000_000;
@@ -67,12 +67,18 @@ export interface SafetensorsHeader {
 }
 
 /** A file that is open for reading. */
+export interface ReadOptions {
+  signal?: AbortSignal | undefined;
+  /** where the bytes are read to; default: new memory. What it holds before is overwritten. */
+  allocate?: Allocate | undefined;
+}
+
 export interface SafetensorsFile extends SafetensorsHeader, AsyncDisposable {
   readonly path: string;
   /** One tensor: F32, I32, U8 or BOOL (as uint8), BF16. ERR_VALUE for a name that isn't there, ERR_DTYPE for another dtype. */
-  read(name: string, options?: { signal?: AbortSignal | undefined }): Promise<HostTensor>;
+  read(name: string, options?: ReadOptions): Promise<HostTensor>;
   /** One tensor as float32: F32, or F16, BF16, F64 converted. Errors as `read`. */
-  readFloat32(name: string, options?: { signal?: AbortSignal | undefined }): Promise<HostTensor<'float32'>>;
+  readFloat32(name: string, options?: ReadOptions): Promise<HostTensor<'float32'>>;
   close(): Promise<void>;
 }
 
@@ -198,10 +204,10 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     const readBytes = async (
       entry: SafetensorsEntry,
       name: string,
-      signal?: AbortSignal,
+      { signal, allocate: take = allocate }: ReadOptions,
     ): Promise<ArrayBuffer> => {
       const [begin, end] = entry.offsets;
-      const bytes = allocate(end - begin, `${path} ${JSON.stringify(name)}`);
+      const bytes = take(end - begin, `${path} ${JSON.stringify(name)}`);
       const read = await readInto(file, path, bytes, dataStart + begin, signal);
       const now = await statRegular(file, path);
       if (read < bytes.byteLength || now.size !== opened.size || now.mtimeNs !== opened.mtimeNs) {
@@ -217,10 +223,10 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     const dtypeError = (what: string, name: string, entry: SafetensorsEntry) =>
       expected('ERR_DTYPE', what, `${path} ${JSON.stringify(name)}`, entry.dtype);
 
-    const read: SafetensorsFile['read'] = async (name, { signal } = {}) => {
+    const read: SafetensorsFile['read'] = async (name, options = {}) => {
       const entry = entryOf(name);
       const { shape } = entry;
-      const bytes = () => readBytes(entry, name, signal);
+      const bytes = () => readBytes(entry, name, options);
       switch (entry.dtype) {
         case 'F32':
           return { data: new Float32Array(await bytes()), shape, dtype: 'float32' };
@@ -235,9 +241,9 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
           throw dtypeError('F32, I32, U8, BOOL or BF16', name, entry);
       }
     };
-    const readFloat32: SafetensorsFile['readFloat32'] = async (name, { signal } = {}) => {
+    const readFloat32: SafetensorsFile['readFloat32'] = async (name, options = {}) => {
       const entry = entryOf(name);
-      const bytes = () => readBytes(entry, name, signal);
+      const bytes = () => readBytes(entry, name, options);
       const host = (data: Float32Array): HostTensor<'float32'> => ({
         data,
         shape: entry.shape,

@@ -5,7 +5,7 @@ import { AttentionBiasError } from '../errors.js';
 import type { DType } from '../tensor.js';
 import type { HostTensor } from './host.js';
 import { openNpz, readNpy } from './npy.js';
-import { openSafetensors } from './safetensors.js';
+import { openSafetensors, type ReadOptions } from './safetensors.js';
 
 /** The path of a .safetensors or .npz file, or the paths of .npy files by their tensors' names. */
 export type TensorsSource = string | Readonly<Record<string, string>>;
@@ -32,7 +32,7 @@ export interface TensorsFile extends AsyncDisposable {
   /** dtype (as safetensors calls it) and shape of a tensor that was wanted; undefined for one that isn't there */
   entry(name: string): { readonly dtype: string; readonly shape: readonly number[] } | undefined;
   /** A tensor that was wanted and is there. */
-  read(name: string, options: { signal?: AbortSignal | undefined }): Promise<HostTensor>;
+  read(name: string, options: ReadOptions): Promise<HostTensor>;
 }
 
 const formatDtypes: Record<DType, string> = { float32: 'F32', int32: 'I32', uint8: 'U8', bfloat16: 'BF16' };

@@ -20,6 +20,7 @@ import { pipeline, type Outcome, type PipelineStats } from './engine.js';
 import { itemBytes } from './item-bytes.js';
 import type { FrameItem, JobItem, ManifestItem } from './manifest.js';
 import { poolSize, prepareInThread } from './prepare-pool.js';
+import { ReusedMemory } from './reused-memory.js';
 import { requireCount } from './stages.js';
 
 export interface ComputeOptions {
@@ -37,7 +38,7 @@ export interface ComputeOptions {
   readonly concurrency?: number | undefined;
   /**
    * the most bytes that items under way may take together, as far as their files tell; a larger item goes alone. Default 4 GiB,
-   * or a quarter of the memory where that is less.
+   * or a quarter of the memory where that is less. A quarter as much again may be kept for the next items to be read into.
    */
   readonly maxBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -138,8 +139,14 @@ async function prepareFrame(
   return { kind: 'frame', settings, prepared: reply.prepared, pictures: reply.pictures };
 }
 
-async function prepareJob(work: Work, item: JobItem, signal: AbortSignal): Promise<Prepared> {
-  const loaded = await work.stage('read', () => loadJob(item.job, { tensors: item.tensors, signal }));
+async function prepareJob(
+  work: Work,
+  item: JobItem,
+  memory: ReusedMemory,
+  signal: AbortSignal,
+): Promise<Prepared> {
+  const options = { tensors: item.tensors, allocate: memory.take, signal };
+  const loaded = await work.stage('read', () => loadJob(item.job, options));
   return { kind: 'job', loaded };
 }
 
@@ -150,9 +157,12 @@ async function computeJob(
   work: Work,
   loaded: LoadedJob,
   { device, tensors: names }: ComputeOptions,
+  memory: ReusedMemory,
   signal: AbortSignal,
 ): Promise<Computed> {
   const outputs = await work.stage(loaded.op, () => executeJob(loaded, { device, signal }));
+  // Only here: what was aborted or has failed may still be read.
+  for (const { data } of loaded.tensors) memory.give(data.buffer as ArrayBuffer);
   const tensors: Record<string, HostTensor> = {};
   const shapes: Record<string, readonly number[]> = {};
   for (const [name, tensor] of Object.entries(outputs)) {
@@ -232,11 +242,13 @@ export function computeItems(
   const most = poolSize(Infinity) + ON_DEVICE + 1;
   const concurrency = requireCount(options.concurrency, 'concurrency', most);
   const threads = poolSize(concurrency);
+  const maxBytes = options.maxBytes ?? DEFAULT_MAX_BYTES;
+  const memory = new ReusedMemory(maxBytes / 4);
   const run = pipeline(worksOf(items), {
     device,
     signal,
     concurrency,
-    maxBytes: options.maxBytes ?? DEFAULT_MAX_BYTES,
+    maxBytes,
     bytes: ({ item }: Work) => {
       const features = item.kind === 'frame' && (item.options.features ?? frame?.features) !== undefined;
       return itemBytes(item, features, signal);
@@ -249,7 +261,7 @@ export function computeItems(
           const { item } = work;
           const prepared =
             item.kind === 'job'
-              ? await prepareJob(work, item, context.signal)
+              ? await prepareJob(work, item, memory, context.signal)
               : await prepareFrame(work, item, options, threads);
           return { work, prepared };
         },
@@ -260,7 +272,7 @@ export function computeItems(
         run: async ({ work, prepared }, context): Promise<Computed> => {
           throwIfAborted(context.signal, work.item.key);
           return prepared.kind === 'job'
-            ? computeJob(work, prepared.loaded, options, context.signal)
+            ? computeJob(work, prepared.loaded, options, memory, context.signal)
             : computePreparedFrame(work, prepared, options, context.signal);
         },
       },
