@@ -123,21 +123,28 @@ __attribute__((noinline)) void score_beside(const Work& w, const Panel* panels, 
 
 // ---- softmax ---------------------------------------------------------------------------------------------
 
-// Moves the base of the lanes whose greatest score, above[v] over their base, passes their limit, and
-// rescales what they have summed. moved[v] is by how much.
-template <class Arithmetic, int NV>
-AB_INLINE void move_base(const Work& w, const Block& block, const Vec* above, Vec* base, Vec* moved,
+// Moves the base of the lanes whose greatest score passes their limit, and rescales what they have summed.
+// With kAbsolute scores are themselves, and become relative to the new base; otherwise they are relative to
+// the old one, and moved[v] is what to take off. Where the old base is far, old base + (score − old base) can
+// be far from the score: so the base is then the score itself, or scores lose what was added to the base,
+// within 1 for those that float32 has, and what they are above the old base for those that it can't reach.
+template <class Arithmetic, int NV, bool kAbsolute>
+AB_INLINE void move_base(const Work& w, const Block& block, const Vec* greatest, Vec* base, Vec* moved,
                          bool* far) {
   Vec factor[NV];
   *far = false;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     const Vec limit = load(block.limit + v * kLanes);
-    const VecInt move = above[v] > limit;
-    const Vec next = move ? base[v] + above[v] : base[v];
+    const Vec above = kAbsolute ? greatest[v] - base[v] : greatest[v];
+    const VecInt move = above > limit;
+    const Vec next = !move ? base[v] : kAbsolute ? greatest[v] : base[v] + above;
     // A lane without a base has nothing to rescale; 1 keeps its zeros.
     const VecInt rescale = move & (limit != -kInfinity);
-    moved[v] = move ? next - base[v] : Vec{};
+    Vec by = next - base[v];
+    by = by < above - 1.0f ? above - 1.0f : by;
+    by = by > above + 1.0f ? above + 1.0f : by;
+    moved[v] = move ? by : Vec{};
     factor[v] = rescale ? exp_vec(moved[v] * (-1.0f / Arithmetic::kUnit)) : Vec{} + 1.0f;
     base[v] = next;
     *far |= any_far(next);
@@ -316,10 +323,9 @@ void attend_tile(const Work& w, const Block& block, const Panel* panels, const T
   if (!kBias && near.begin != near.end) add_listed<NV>(w, near, count, Arithmetic::kUnit, greatest);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    if (kBias) greatest[v] -= base[v];
-    passed |= any_greater(greatest[v], load(block.limit + v * kLanes));
+    passed |= any_greater(kBias ? greatest[v] - base[v] : greatest[v], load(block.limit + v * kLanes));
   }
-  if (passed) move_base<Arithmetic, NV>(w, block, greatest, base, moved, far);
+  if (passed) move_base<Arithmetic, NV, kBias>(w, block, greatest, base, moved, far);
   if (kBias) {
     weigh_tile<Arithmetic, NV, true, kCareful>(w, block, tile.k0, count, base);
   } else if (passed) {

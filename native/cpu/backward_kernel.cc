@@ -96,6 +96,8 @@ AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key,
         const VecInt hide = load(bias + r * kQueries + v * kLanes) == -kInfinity;
         score = hide ? Vec{} - kInfinity : score - subtract[v];
       }
+      // A probability is at most 1. Where scores and lse are great, both are rounded by more than exp takes.
+      score = min_or_second(Vec{}, score);
       store(w.probabilities + (in_tile + r) * kQueries + v * kLanes, exp_vec(score));
     }
   }

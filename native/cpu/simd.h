@@ -192,6 +192,19 @@ AB_INLINE Vec max_or_second(Vec a, Vec b) {
 #endif
 }
 
+// Likewise the lesser.
+AB_INLINE Vec min_or_second(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // Whether any lane of a is greater than that of b; NaN is not.
 AB_INLINE bool any_greater(Vec a, Vec b) {
 #if defined(__AVX512F__)

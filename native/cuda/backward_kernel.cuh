@@ -224,7 +224,10 @@ class PairTile {
         const float bias = mixed ? weights[q * T::kBiasStride + k] : slot_[q];
         const bool hide = bias == negative_infinity() || tile.q0 + q >= tile.q1 || tile.k0 + k >= tile.k1;
         const float score = p[i][j] * a_.scale + bias;
-        p[i][j] = hide ? hidden_weight() : fast_exp2((score - lse_[q]) * kLog2e);
+        // A probability is at most 1. Where scores and lse are great, both are rounded by more than exp
+        // takes.
+        const float log_p = score - lse_[q];
+        p[i][j] = hide ? hidden_weight() : fast_exp2((log_p > 0.0f ? 0.0f : log_p) * kLog2e);
       }
     }
     multiply(grad_out, value, a_.value_dim, grads);

@@ -18,8 +18,9 @@ namespace {
 double greatest_error = 0;
 bool quick = false;  // two threads only and fewer random cases: where it is sanitized
 
-void check_gradients(const Case& c, Random& r, double tolerance = kTolerance) {
+void check_gradients(const Case& c, Random& r, bool give_results = false) {
   Gradients g(c, r);
+  if (give_results) g.give_results(c);
   const std::vector<std::vector<double>> want = reference(g.problem);
   const std::string name = context;
   for (const std::string& isa : cpu::supported_isas()) {
@@ -35,7 +36,7 @@ void check_gradients(const Case& c, Random& r, double tolerance = kTolerance) {
         context = name + ", " + isa + ", threads " + std::to_string(threads) + ", " + g.name(i);
         CHECK(std::memcmp(first[i].data(), g.grads[i].data(), first[i].size() * sizeof(float)) == 0);
         const double error = error_of(g.grads[i], want[i]);
-        report(error <= tolerance, __FILE__, __LINE__, "error " + show(error));
+        report(error <= kTolerance, __FILE__, __LINE__, "error " + show(error));
         greatest_error = std::fmax(greatest_error, error);
       }
     }
@@ -225,6 +226,10 @@ int main(int count, char** arguments) {
   shared_tensors();
   shared_biases();
   hidden_nan([](const Case& c, Random& r) { check_gradients(c, r); });
+  great_scores([](const Case& c, Random& r) {
+    check_gradients(c, r);
+    check_gradients(c, r, true);
+  });
   given_results();
   aborts();
   printf("greatest relative error of a gradient: %.3g\n", greatest_error);

@@ -740,6 +740,23 @@ void great_biases() {
       check_case(*c);
     }
   }
+  const double greatest_before = greatest_error;
+  // A base that rises from a far one to what float32 can't reach from there by adding, within a row and
+  // between blocks of keys.
+  for (const float low : {-4.29e11f, -3e30f}) {
+    for (const float high : {-1.14e5f, 3.0f}) {
+      for (const int64_t from : {70, 600}) {
+        context =
+            "biases that rise from " + show(low) + " to " + show(high) + " at key " + std::to_string(from);
+        auto c = make_case({1, 1, 60, 700}, 8, 8, r, 0.01f);
+        int64_t i = 0;
+        c->bias->add_dense(c->tensors.f32({1, 1, 1, 700}, "bias", [&] { return i++ < from ? low : high; }),
+                           "bias[0]");
+        check_case(*c, 2e-4);  // scores of 1e5 are themselves rounded to 4e-3
+      }
+    }
+  }
+  greatest_error = greatest_before;
 }
 
 // ---- linear layers and multi-head attention

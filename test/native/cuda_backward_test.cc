@@ -41,6 +41,10 @@ class OnDevice {
     rows(&p.query, heads * p.extent.queries * p.head_dim);
     rows(&p.key, heads * p.extent.keys * p.head_dim);
     rows(&p.value, heads * p.extent.keys * p.value_dim);
+    if (p.out)
+      p.out =
+          static_cast<float*>(copy(p.out, heads * p.extent.queries * p.value_dim * int64_t{sizeof(float)}));
+    if (p.lse) p.lse = static_cast<float*>(copy(p.lse, heads * p.extent.queries * int64_t{sizeof(float)}));
     problem.grad_out = static_cast<const float*>(
         copy(problem.grad_out, heads * p.extent.queries * p.value_dim * int64_t{sizeof(float)}));
     const auto output = [&](float** to, int64_t count) {
@@ -89,8 +93,9 @@ class OnDevice {
 };
 
 // From the host's memory, and from the device's with another order of threads: the same bits.
-void check_gradients(const Case& c, Random& r) {
+void check_gradients(const Case& c, Random& r, bool give_results = false) {
   Gradients g(c, r);
+  if (give_results) g.give_results(c);
   const std::vector<std::vector<double>> want = reference(g.problem);
   const std::string name = context;
   backend(1)->attention_backward(g.problem, nullptr);
@@ -261,6 +266,12 @@ int main(int count, char** arguments) {
   timed("shared tensors", shared_tensors);
   timed("sums of terms", sums_of_terms);
   timed("hidden NaN", [&] { hidden_nan(check); });
+  timed("great scores", [&] {
+    great_scores([](const Case& c, Random& r) {
+      check_gradients(c, r);
+      check_gradients(c, r, true);
+    });
+  });
   given_results();
   aborts();
   printf("greatest relative error of a gradient: %.3g (emulated)\n", greatest);

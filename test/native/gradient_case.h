@@ -16,7 +16,7 @@ constexpr double kTolerance = 1e-5;
 // The gradients' memory of a case, filled with what no gradient is.
 struct Gradients {
   BackwardProblem problem;
-  std::vector<float> grad_out;
+  std::vector<float> grad_out, out, lse;
   std::vector<std::vector<float>> grads;  // query, key, value, then learnables
 
   Gradients(const Case& c, Random& r) {
@@ -36,6 +36,19 @@ struct Gradients {
     problem.grad_key = grads[1].data();
     problem.grad_value = grads[2].data();
     for (size_t i = 3; i < grads.size(); ++i) problem.grad_terms.push_back(grads[i].data());
+  }
+
+  // Gives the results of the attention, too, with an lse that is rounded down, as any rounding of it may be.
+  void give_results(const Case& c) {
+    std::vector<double> exact_out(c.out.size()), exact_lse(c.lse.size());
+    reference_attention(problem.attention, exact_out.data(), exact_lse.data());
+    out.assign(exact_out.begin(), exact_out.end());
+    for (const double x : exact_lse) {
+      const float nearest = static_cast<float>(x);
+      lse.push_back(nearest == -kInf ? nearest : std::nextafterf(nearest, -kInf));
+    }
+    problem.attention.out = out.data();
+    problem.attention.lse = lse.data();
   }
 
   std::string name(size_t i) const {
@@ -96,6 +109,25 @@ void hidden_nan(Check check) {
     if (where[0] == 'q') floats(c->problem.query)[7 * 16 + 3] = kNan;
     if (where[0] == 'k') floats(c->problem.key)[5 * 16 + 3] = kNan;
     if (where[0] == 'v') floats(c->problem.value)[5 * 24 + 3] = kInf;
+    check(*c, r);
+  }
+}
+
+// Calls check(case, random) where one key has all of a query's weight, under scores so great that the next
+// float32 of lse is many units away.
+template <class Check>
+void great_scores(Check check) {
+  Random r(19);
+  for (const float great : {3e9f, -4e10f, 1e12f, -3e30f}) {
+    context = "scores of " + show(great);
+    auto c = make_case({1, 2, 60, 300}, 16, 16, r, 1e-3f);
+    int64_t i = 0;
+    const auto next = [&] {
+      const int64_t q = i / 300, k = i % 300;
+      ++i;
+      return great * (k == q * 5 % 300 ? (great > 0 ? 1.0f : 0.1f) : 0.5f);
+    };
+    c->bias->add_dense(c->tensors.f32({1, 1, 60, 300}, "bias", next), "bias[0]");
     check(*c, r);
   }
 }
