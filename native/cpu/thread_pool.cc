@@ -1,5 +1,9 @@
 #include "cpu/thread_pool.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <string>
 #include <system_error>
 
@@ -7,7 +11,42 @@
 
 namespace attention_bias::cpu {
 
-ThreadPool::ThreadPool(int size) {
+#if defined(__linux__)
+
+void Cpus::begin() {
+  for (std::atomic<int>& cpu : cpus_) cpu = -1;
+  cpus_[0] = sched_getcpu();
+}
+
+void Cpus::enter(int thread) {
+  const int here = sched_getcpu();
+  cpus_[static_cast<size_t>(thread)] = here;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;  // more CPUs than a set holds
+  cpu_set_t left = allowed;
+  bool taken = false;
+  for (int other = 0; other < static_cast<int>(cpus_.size()); ++other) {
+    const int cpu = cpus_[static_cast<size_t>(other)];
+    if (other == thread || cpu < 0) continue;
+    // Of two that come at the same time, the later in the team moves.
+    taken |= cpu == here && other < thread;
+    if (cpu < CPU_SETSIZE) CPU_CLR(cpu, &left);
+  }
+  if (!taken || CPU_COUNT(&left) == 0) return;
+  // It moves at once where it may no longer stay; that it may be anywhere again does not move it back.
+  if (sched_setaffinity(0, sizeof left, &left) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+  cpus_[static_cast<size_t>(thread)] = sched_getcpu();
+}
+
+#else
+
+void Cpus::begin() {}
+void Cpus::enter(int) {}
+
+#endif
+
+ThreadPool::ThreadPool(int size) : cpus_(size) {
   try {
     threads_.reserve(static_cast<size_t>(size - 1));
     for (int worker = 1; worker < size; ++worker) threads_.emplace_back([this, worker] { serve(worker); });
@@ -36,6 +75,7 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int)>& bod
     for (int64_t item = 0; item < count; ++item) body(item, 0);
     return;
   }
+  cpus_.begin();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     body_ = &body;
@@ -71,6 +111,7 @@ void ThreadPool::serve(int worker) {
       if (stopping_) return;
       seen = round_;
     }
+    cpus_.enter(worker);
     work(worker);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (--busy_ == 0) done_.notify_one();

@@ -14,6 +14,24 @@
 
 namespace attention_bias::cpu {
 
+// Which CPUs the threads of a round run on. A virtual machine's kernel can hold a CPU that has idled for some
+// milliseconds for one that the host took away, and then wakes a thread on the CPU of the one that woke it:
+// they share it until the kernel balances its load, and work that takes 3.5 ms on two CPUs takes 7. So a
+// thread that wakes on a CPU that another of its team runs on moves to one that none does.
+class Cpus {
+ public:
+  explicit Cpus(int threads) : cpus_(static_cast<size_t>(threads)) {}
+
+  // Where thread 0 is: the one that wakes the others, and stays. The others' places of the last round are
+  // forgotten.
+  void begin();
+  // Called by another as it begins.
+  void enter(int thread);
+
+ private:
+  std::vector<std::atomic<int>> cpus_;  // by thread; −1: not known
+};
+
 class ThreadPool {
  public:
   // `size` threads, the caller of run() among them. ERR_MEMORY where the system gives none.
@@ -33,6 +51,7 @@ class ThreadPool {
   void serve(int worker);
   void stop();
 
+  Cpus cpus_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;

@@ -1,6 +1,11 @@
 // The CPU backend against the float64 reference, on every instruction set of this machine, with 1, 2 and 3
 // threads.
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -14,6 +19,7 @@
 #include "cpu/kernels.h"
 #include "cpu/near_lists.h"
 #include "cpu/scratch.h"
+#include "cpu/thread_pool.h"
 #include "multihead_case.h"
 
 namespace attention_bias::test {
@@ -759,6 +765,38 @@ void great_biases() {
   greatest_error = greatest_before;
 }
 
+// Threads that are woken after a pause begin on CPUs of their own.
+void woken_apart() {
+#if defined(__linux__)
+  context = "woken threads";
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) {
+    printf("woken threads: not tested, on one CPU\n");
+    return;
+  }
+  constexpr int kRounds = 40;
+  cpu::ThreadPool pool(2);
+  int together = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> begun{0};
+    int cpus[2] = {-1, -2};
+    pool.run(2, [&](int64_t, int worker) {
+      cpus[worker] = sched_getcpu();
+      ++begun;
+      // So that the other thread takes the other item; it may have to wait for a CPU.
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+      while (begun < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    });
+    together += cpus[0] == cpus[1];
+  }
+  report(together <= kRounds / 4, __FILE__, __LINE__,
+         "on one CPU in " + std::to_string(together) + " of " + std::to_string(kRounds) + " rounds");
+  cpu_set_t after;
+  CHECK(sched_getaffinity(0, sizeof after, &after) == 0 && CPU_EQUAL(&after, &allowed));
+#endif
+}
+
 // ---- linear layers and multi-head attention
 // -------------------------------------------------------------------------
 
@@ -939,6 +977,7 @@ int main(int count, char** arguments) {
   multihead();
   multihead_refusals();
   great_biases();
+  woken_apart();
   bf16_is_taken();
   aborts();
   refusals();
