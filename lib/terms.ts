@@ -164,7 +164,7 @@ export interface LowRankTerm<T = TensorLike> {
 /** −slope[h]·|q + K − Q − k| */
 export interface AlibiTerm<T = TensorLike> {
   type: 'alibi';
-  /** float32 [H] */
+  /** float32 [H]; at most 3.4e38 / max(Q − 1, K − 1), either way, so that every bias is finite */
   slopes: T;
 }
 

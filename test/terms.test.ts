@@ -254,6 +254,13 @@ const bad: [string, unknown, ErrorCode, ...string[]][] = [
     'bias[0].scale',
   ],
   ['alibi: shape', { type: 'alibi', slopes: floats([3]) }, 'ERR_SHAPE', 'bias[0].slopes', '[3]'],
+  [
+    'alibi: too steep',
+    { type: 'alibi', slopes: floats([2], -1e38) },
+    'ERR_VALUE',
+    'bias[0].slopes',
+    '-9.99999968e+37',
+  ],
   ['alibi: NaN', { type: 'alibi', slopes: floats([2], NaN) }, 'ERR_VALUE', 'bias[0].slopes'],
 ];
 
@@ -285,6 +292,14 @@ describe('a bad term', () => {
   test('is named by its place', async () => {
     const bias = [{ type: 'causal' }, { type: 'alibi', slopes: floats([9]) }] as BiasTerm[];
     await expectError(() => device.bias({ shape: [1, 2, 4, 8], bias }), 'ERR_SHAPE', 'bias[1].slopes');
+  });
+
+  test('slopes may be as steep as float32 allows', async () => {
+    const slopes = { data: Float32Array.of(-4.86e37), shape: [1] }; // 7 times that is 3.402e38
+    const bias: BiasTerm[] = [{ type: 'alibi', slopes }];
+    const { data } = await device.bias({ shape: [1, 1, 4, 8], bias });
+    expect(data.every(Number.isFinite)).toBe(true);
+    expect(Math.max(...data)).toBe(Math.fround(7 * Math.fround(4.86e37)));
   });
 
   test('65 terms', async () => {

@@ -433,7 +433,10 @@ void Program::add_low_rank(const TensorView& query_factors, const TensorView& ke
 
 void Program::add_alibi(const TensorView& slopes, const std::string& path) {
   require(slopes, DType::kFloat32, {dim(extent_.heads)}, "[H]");
-  require_finite(slopes);
+  const double farthest = static_cast<double>(std::max({extent_.queries, extent_.keys, int64_t{2}}) - 1);
+  // The division's rounding may pass the limit by one.
+  const float greatest = std::nextafter(static_cast<float>(kGreatestFloat / farthest), 0.0f);
+  require_range(slopes, -greatest, greatest, "slopes that times every distance are finite in float32");
   Term term = term_of(TermType::kAlibi);
   term.alibi = {slopes.f32(), extent_.keys - extent_.queries};
   learn(slopes);
