@@ -1,4 +1,4 @@
-// Builds the addon: with cmake-js where CMake is there (CUDA too where a toolkit works), else with npm's own node-gyp and
+// Builds the addon, unless the platform's prebuilt package is installed and loads: with cmake-js where CMake is there (CUDA too where a toolkit works), else with npm's own node-gyp and
 // binding.gyp (CPU backend only). Downloads nothing. ATTENTION_BIAS_BUILD=cmake|gyp|skip forces a way;
 // ATTENTION_BIAS_CUDA=on|off makes CUDA a must, or leaves it out; ATTENTION_BIAS_CUDA_ARCHITECTURES=90-real, say, compiles
 // for one architecture instead of all.
@@ -85,9 +85,27 @@ function withGyp() {
   ]);
 }
 
+/** The prebuilt package that loads, by name. In a process of its own: a damaged file can end the one that loads it. */
+function loadedPrebuilt() {
+  const compiled = join(root, 'dist/native.js');
+  if (!existsSync(compiled)) return undefined; // a clone, where TypeScript is compiled later
+  const script = 'process.stdout.write(require(process.argv[1]).nativeOrigin())';
+  const { status, stdout } = spawnSync(process.execPath, ['-e', script, compiled], {
+    encoding: 'utf8',
+    env: { ...process.env, ATTENTION_BIAS_BINARY: '' },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  return status === 0 && stdout.startsWith('@attention-bias/') ? stdout : undefined;
+}
+
 function main() {
   const chosen = process.env.ATTENTION_BIAS_BUILD;
   if (chosen === 'skip') return say('ATTENTION_BIAS_BUILD=skip: the addon is not built');
+  // By hand, or where a way is chosen, it is built in any case.
+  if (process.env.npm_lifecycle_event === 'install' && !chosen && !process.env.ATTENTION_BIAS_CUDA) {
+    const name = loadedPrebuilt();
+    if (name) return say(`${name} is installed and loads: nothing is built`);
+  }
   if (chosen && chosen !== 'cmake' && chosen !== 'gyp') {
     fail(`expected cmake, gyp or skip for ATTENTION_BIAS_BUILD but received ${chosen}`);
   }

@@ -2,7 +2,7 @@ import { arch, availableParallelism, release, totalmem } from 'node:os';
 import type { CommandModule } from 'yargs';
 import type { CudaStatus, NativeBinding } from '../binding.js';
 import { AttentionBiasError } from '../errors.js';
-import { native } from '../native.js';
+import { native, nativeOrigin } from '../native.js';
 import { open } from '../open.js';
 import { selfTest } from '../self-test.js';
 import { packageVersion } from '../version.js';
@@ -13,6 +13,8 @@ export interface Diagnosis {
   system: string;
   cores: number;
   memoryBytes: number;
+  /** the addon: `local build`, the name of a prebuilt package, or the file that ATTENTION_BIAS_BINARY names */
+  addon?: string;
   /** why the addon does not load, and what mends it; with it, nothing of what follows */
   problem?: string;
   processor?: string;
@@ -56,6 +58,7 @@ export async function diagnose(): Promise<Diagnosis> {
   const results = await selfTest(device);
   return {
     ...machine,
+    addon: nativeOrigin(),
     processor,
     compiler,
     isas,
@@ -97,7 +100,7 @@ function describe(d: Diagnosis): string {
     d.problem !== undefined || !cuda
       ? [`addon       FAILED: ${d.problem ?? 'unknown'}`]
       : [
-          `addon       loaded, built by ${d.compiler ?? ''}`,
+          `addon       ${d.addon ?? ''}, built by ${d.compiler ?? ''}`,
           `processor   ${d.processor ?? ''}`,
           `CPU         ${d.isa ?? ''} of ${isas.join(', ')}; ${d.threads ?? 0} threads`,
           ...describeCuda(cuda),
