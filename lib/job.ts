@@ -247,6 +247,8 @@ export async function loadJob(
     readonly job?: Job | undefined;
     readonly tensors?: TensorsSource | undefined;
     readonly signal?: AbortSignal | undefined;
+    /** a folder that the tensors which the job itself names must lie in */
+    readonly root?: string | undefined;
     /** where the tensors of a safetensors file are read to */
     readonly allocate?: Allocate | undefined;
   } = {},
@@ -255,7 +257,7 @@ export async function loadJob(
   const checked = options.job ?? (await readJob(path, { signal }));
   const uses = usesOf(checked);
   return about(path, async () => {
-    const own = checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors);
+    const own = checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors, options.root);
     checkLearnableNames(checked, uses);
     const loaded = await loadTensors(uses, options.tensors ?? own, { signal, allocate });
     const tensors = [...loaded.values()];

@@ -17,10 +17,10 @@ function fail(text) {
   process.exit(1);
 }
 
-/** The first line that a command prints; undefined where it fails. Through a shell, since CXX may be "ccache g++". */
+/** The first line that a command prints; undefined where it fails. The command is words, since CXX may be "ccache g++". */
 function firstLine(command) {
-  const { status, stdout } = spawnSync(command, {
-    shell: true,
+  const [program, ...words] = command.trim().split(/\s+/);
+  const { status, stdout } = spawnSync(program, words, {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'ignore'],
   });

@@ -7,11 +7,13 @@ import {
   readManifest,
   readShardLines,
 } from '../lib/pipeline/read-manifest.js';
+import { computeItems, type ItemOutcome } from '../lib/pipeline/items.js';
+import { fakeDevice } from './fake-device.js';
 import { temporaryFolder } from './formats/temporary.js';
 import { errorOf } from './support.js';
 
 const parse = (line: unknown, index = 0): ManifestItem =>
-  parseManifestLine(typeof line === 'string' ? line : JSON.stringify(line), '/data/m.jsonl', index);
+  parseManifestLine(typeof line === 'string' ? line : JSON.stringify(line), '/data/m.jsonl', index, '/');
 
 describe('a line of a manifest', () => {
   test('is a frame with what it says of itself; paths are resolved from the manifest', () => {
@@ -19,6 +21,7 @@ describe('a line of a manifest', () => {
       kind: 'frame',
       index: 41,
       key: '00000041',
+      root: '/',
       frame: '/data/scene/frame.json',
       options: {},
     });
@@ -29,6 +32,7 @@ describe('a line of a manifest', () => {
       kind: 'frame',
       index: 0,
       key: 'n0-x_Y',
+      root: '/',
       frame: '/f.json',
       options: { ...options, features: '/data/m.safetensors', router: '/r' },
     });
@@ -39,6 +43,7 @@ describe('a line of a manifest', () => {
       kind: 'job',
       index: 0,
       key: '00000000',
+      root: '/',
       job: '/data/job.json',
     });
     expect(parse({ job: 'job.json', tensors: 't/1.npz' })).toMatchObject({ tensors: '/data/t/1.npz' });
@@ -74,6 +79,64 @@ describe('a line of a manifest', () => {
       words.replace('/data/m.jsonl:7: expected JSON but', 'expected JSON for /data/m.jsonl:7 but'),
     );
     expect(error.message).not.toContain('\n');
+  });
+});
+
+describe('a path that leads out of the folder', () => {
+  test.each([
+    [{ frame: '../f.json' }, '"../f.json"'],
+    [{ frame: 'a/../../f.json' }, '"a/../../f.json"'],
+    [{ frame: '/etc/f.json' }, '"/etc/f.json"'],
+    [{ frame: '/database/f.json' }, '"/database/f.json"'],
+    [{ frame: 'f.json', features: '../m.safetensors' }, '"../m.safetensors"'],
+    [{ frame: 'f.json', router: '/r' }, '"/r"'],
+    [{ job: '..' }, '".."'],
+    [{ job: 'j', tensors: '../t.npz' }, '"../t.npz"'],
+    [{ job: 'j', tensors: { q: 'q.npy', k: '/k.npy' } }, '"/k.npy"'],
+  ])('%j is refused', async (line, path) => {
+    const refused = await errorOf(() => parseManifestLine(JSON.stringify(line), '/data/m.jsonl', 6));
+    expect(refused).toMatchObject({
+      code: 'ERR_FORMAT',
+      message: `expected paths within /data (--root) for /data/m.jsonl:7 but received ${path}`,
+    });
+  });
+
+  test('names that begin with dots lead nowhere', () => {
+    const line = JSON.stringify({ job: '..j/...', tensors: './a/../..t' });
+    expect(parseManifestLine(line, '/data/m.jsonl', 0)).toMatchObject({
+      job: '/data/..j/...',
+      tensors: '/data/..t',
+      root: '/data',
+    });
+    expect(parseManifestLine('{"job": "../b/j"}', '/data/a/m.jsonl', 0, '/data')).toMatchObject({
+      job: '/data/b/j',
+    });
+  });
+
+  test('is refused in the job and the frame that a line names, too', async () => {
+    await using folder = await temporaryFolder();
+    const job = { op: 'attention', tensors: '../t.npz', query: 'q', key: 'k', value: 'v' };
+    await writeFile(folder.file('job.json'), JSON.stringify(job));
+    const identity = [1, 0, 0, 0].map((_, i) => [0, 1, 2, 3].map((j) => Number(i === j)));
+    const frame = {
+      lidar: { file: 'sweep.bin', columns: 4 },
+      imageShape: [900, 1600],
+      cameras: [{ name: 'FRONT', file: '/etc/hostname', lidar2img: identity }],
+      boxes: [],
+    };
+    await writeFile(folder.file('frame.json'), JSON.stringify(frame));
+    await writeFile(folder.file('m'), '{"job": "job.json"}\n{"frame": "frame.json"}\n');
+    const { device } = fakeDevice();
+    const found: ItemOutcome[] = [];
+    for await (const outcome of computeItems(readManifest(folder.file('m')), { device })) found.push(outcome);
+    expect(found.map((outcome) => !outcome.ok && outcome.error.message)).toEqual([
+      expect.stringMatching(
+        /expected paths within .* \(--root\) for .*job\.json but received "\.\.\/t\.npz"$/,
+      ),
+      expect.stringMatching(
+        /expected paths within .* \(--root\) for .*frame\.json but received "\/etc\/hostname"$/,
+      ),
+    ]);
   });
 });
 

@@ -38,6 +38,7 @@ import { counted, duration, grouped, perSecond } from './words.js';
 export interface PipelineArguments extends PlanArguments, Omit<QueueArguments, 'redis'> {
   plan: boolean;
   manifest: string | undefined;
+  root: string | undefined;
   out: string | undefined;
   format: ShardFormat;
   dtype: ShardDtype;
@@ -162,13 +163,13 @@ function runOptions(args: PipelineArguments, out = requireOut(args)): RunOptions
       'pipeline',
       'nothing (see attention-bias pipeline --help)',
     );
-  const { format, dtype, tensors, previews, precision, queries, seed, strength, window } = args;
+  const { root, format, dtype, tensors, previews, precision, queries, seed, strength, window } = args;
   const { features, router, 'shard-size': shardSize } = args;
   const names = tensors?.split(',').map((name) => name.trim());
   if (names?.some((name) => name === ''))
     throw expected('ERR_VALUE', 'names with commas between them', '--tensors', JSON.stringify(tensors));
   const frame = { queries, seed, strength, window, features, router };
-  return { manifest, out, format, dtype, tensors: names, shardSize, previews, precision, frame };
+  return { manifest, root, out, format, dtype, tensors: names, shardSize, previews, precision, frame };
 }
 
 /** A bar on a terminal; elsewhere nothing, for there the log says it. */
@@ -436,6 +437,11 @@ export const pipelineCommand: CommandModule<object, PipelineArguments> = {
   builder: (yargs) =>
     yargs
       .positional('manifest', { type: 'string', describe: 'JSON lines: a frame or a job each' })
+      .option('root', {
+        type: 'string',
+        requiresArg: true,
+        describe: "the folder that all files named there must lie in; default: the manifest's own",
+      })
       .options(pipelineOptions)
       .example('$0 pipeline frames.jsonl --out shards --window', '')
       .example('$0 pipeline frames.jsonl --out shards --shard 3/16', 'the fourth of sixteen machines')

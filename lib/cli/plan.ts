@@ -47,7 +47,7 @@ async function spreadSample(run: Run, count: number, signal: AbortSignal): Promi
   const wanted = Math.min(count, run.items);
   const places = new Set(Array.from({ length: wanted }, (_, i) => Math.floor((i * run.items) / wanted)));
   const found: ManifestItem[] = [];
-  for await (const item of readManifest(run.options.manifest, signal))
+  for await (const item of readManifest(run.options.manifest, signal, run.options.root))
     if (places.has(item.index)) found.push(item);
   return found;
 }

@@ -1,10 +1,9 @@
 /** Where a job's tensors are: a safetensors file, a .npz archive, or a .npy file for each. */
-import { dirname, resolve } from 'node:path';
-
 import { AttentionBiasError } from '../errors.js';
 import type { DType } from '../tensor.js';
 import type { HostTensor } from './host.js';
 import { openNpz, readNpy } from './npy.js';
+import { resolveFrom } from './within.js';
 import { openSafetensors, type ReadOptions } from './safetensors.js';
 
 /** The path of a .safetensors or .npz file, or the paths of .npy files by their tensors' names. */
@@ -13,9 +12,9 @@ export type TensorsSource = string | Readonly<Record<string, string>>;
 export const TENSORS_SOURCE =
   'the path of a .safetensors or .npz file, or an object of .npy files by their tensors,';
 
-/** A source with its paths resolved from a file's folder. */
-export function resolveTensors(file: string, source: TensorsSource): TensorsSource {
-  const at = (path: string): string => resolve(dirname(file), path);
+/** A source with its paths resolved from a file's folder, within `root` if there is one; ERR_FORMAT. */
+export function resolveTensors(file: string, source: TensorsSource, root?: string): TensorsSource {
+  const at = (path: string): string => resolveFrom(file, path, root);
   if (typeof source === 'string') return at(source);
   return Object.fromEntries(Object.entries(source).map(([name, path]) => [name, at(path)]));
 }

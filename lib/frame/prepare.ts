@@ -25,9 +25,9 @@ export interface PreparedFrame {
   readonly key: Float32Array<ArrayBuffer>;
 }
 
-/** Reads FRAME.json and its files. ERR_IO, ERR_FORMAT, ERR_ABORTED. */
-export async function readInputs(path: string, signal?: AbortSignal): Promise<FrameInputs> {
-  const frame = await readFrame(path, signal);
+/** Reads FRAME.json and its files, which lie in `root` if it is given. ERR_IO, ERR_FORMAT, ERR_ABORTED. */
+export async function readInputs(path: string, signal?: AbortSignal, root?: string): Promise<FrameInputs> {
+  const frame = await readFrame(path, signal, root);
   const [sweep, ...images] = await Promise.all([
     readSweep(frame, signal),
     ...frame.cameras.map((camera) => readImage(frame, camera, signal)),

@@ -2,13 +2,13 @@
  * A LiDAR-camera frame on disk: FRAME.json with the calibration, the LiDAR sweep and the images beside it. docs/frame.md
  * describes the format for users.
  */
-import { dirname, resolve } from 'node:path';
 import sharp from 'sharp';
 import { z } from 'zod';
 
 import { expected } from '../errors.js';
 import { readWhole } from '../formats/io.js';
 import { integer, number, readWith } from '../formats/schema.js';
+import { resolveFrom } from '../formats/within.js';
 import { INPUT_SHAPE, inputTransform } from './geometry.js';
 
 const MAX_FILE_BYTES = 2 ** 30;
@@ -86,10 +86,10 @@ export interface Frame {
   readonly boxes: readonly Box[];
 }
 
-/** Reads FRAME.json; ERR_IO, ERR_FORMAT in one line. */
-export async function readFrame(path: string, signal?: AbortSignal): Promise<Frame> {
+/** Reads FRAME.json; ERR_IO, ERR_FORMAT in one line, also for a file that it names outside of `root`. */
+export async function readFrame(path: string, signal?: AbortSignal, root?: string): Promise<Frame> {
   const json = await readWith(frameSchema, path, 'the frame', signal);
-  const at = (name: string): string => resolve(dirname(path), name);
+  const at = (name: string): string => resolveFrom(path, name, root);
   const names = new Set<string>();
   json.cameras.forEach(({ name }, i) => {
     // Without regard to case, as some file systems have it.

@@ -23,12 +23,12 @@ async function dataFiles(item: ManifestItem, signal: AbortSignal | undefined): P
   if (item.kind === 'frame') {
     const { features, router } = item.options;
     const given = [features, router].filter((file) => file !== undefined);
-    const frame = await readFrame(item.frame, signal);
+    const frame = await readFrame(item.frame, signal, item.root);
     return [frame.lidar.file, ...frame.cameras.map(({ file }) => file), ...given];
   }
   if (item.tensors !== undefined) return filesOfTensors(item.tensors);
   const { tensors } = await readJob(item.job, { signal });
-  return tensors === undefined ? [] : filesOfTensors(resolveTensors(item.job, tensors));
+  return tensors === undefined ? [] : filesOfTensors(resolveTensors(item.job, tensors, item.root));
 }
 
 /** null for a file that is not there: when it comes, the shard is another. */

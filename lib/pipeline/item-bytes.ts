@@ -13,7 +13,7 @@ import type { JobItem, ManifestItem } from './manifest.js';
 async function jobBytes(item: JobItem, signal: AbortSignal | undefined): Promise<number> {
   const job = await readJob(item.job, { signal });
   const made = job.op === 'bias' ? 4 * job.shape.reduce((a, b) => a * b, 1) : 0;
-  const source = item.tensors ?? (job.tensors && resolveTensors(item.job, job.tensors));
+  const source = item.tensors ?? (job.tensors && resolveTensors(item.job, job.tensors, item.root));
   if (source === undefined) return made;
   const factor = job.op.endsWith('-backward') ? 2 : 1;
   const names = tensorNames(job);

@@ -129,7 +129,7 @@ async function prepareFrame(
   const settings = settingsOf(item, options);
   checkSettings(settings);
   const { features } = settings;
-  const task = { frame: item.frame, features, previews: options.previews ?? false };
+  const task = { frame: item.frame, root: item.root, features, previews: options.previews ?? false };
   const reply = await prepareInThread(task, threads);
   Object.assign(work.ms, reply.ms);
   if ('error' in reply) {
@@ -145,7 +145,7 @@ async function prepareJob(
   memory: ReusedMemory,
   signal: AbortSignal,
 ): Promise<Prepared> {
-  const options = { tensors: item.tensors, allocate: memory.take, signal };
+  const options = { tensors: item.tensors, root: item.root, allocate: memory.take, signal };
   const loaded = await work.stage('read', () => loadJob(item.job, options));
   return { kind: 'job', loaded };
 }

@@ -12,7 +12,12 @@ export interface FrameOverrides {
   readonly router?: string | undefined;
 }
 
-export interface FrameItem {
+interface Rooted {
+  /** absolute path of a folder that the files which FRAME.json or the job names must lie in; absent: anywhere */
+  readonly root?: string | undefined;
+}
+
+export interface FrameItem extends Rooted {
   readonly kind: 'frame';
   /** place in the manifest, from 0 */
   readonly index: number;
@@ -23,7 +28,7 @@ export interface FrameItem {
   readonly options: FrameOverrides;
 }
 
-export interface JobItem {
+export interface JobItem extends Rooted {
   readonly kind: 'job';
   /** place in the manifest, from 0 */
   readonly index: number;

@@ -9,6 +9,8 @@ import type { Stage } from '../frame/settings.js';
 export interface PrepareTask {
   /** FRAME.json */
   readonly frame: string;
+  /** a folder that the files which it names must lie in */
+  readonly root?: string | undefined;
   /** a backbone's feature maps */
   readonly features: string | undefined;
   readonly previews: boolean;
@@ -36,7 +38,7 @@ function buffersOf({ prepared, pictures }: Extract<PrepareReply, { prepared: obj
 }
 
 /** Prepares a frame; errors that are none of this package's are thrown. */
-export async function prepareFrame({ frame, features, previews }: PrepareTask): Promise<PrepareReply> {
+export async function prepareFrame({ frame, root, features, previews }: PrepareTask): Promise<PrepareReply> {
   const ms: Record<string, number> = {};
   let at = 'read';
   const stage: Stage = async (name, work) => {
@@ -49,7 +51,7 @@ export async function prepareFrame({ frame, features, previews }: PrepareTask): 
     }
   };
   try {
-    const inputs = await stage('read', () => readInputs(frame));
+    const inputs = await stage('read', () => readInputs(frame, undefined, root));
     const prepared = await stage('features', () => describeFrame(inputs, features));
     const pictures = previews ? { ...inputs, images: await shrinkImages(inputs.images) } : undefined;
     return { prepared, pictures, ms };

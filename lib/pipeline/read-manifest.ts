@@ -19,6 +19,7 @@ import {
 import { decodeUtf8, parseJson, showJson, type Json } from '../formats/json.js';
 import { boolean, checkWith, fields, number } from '../formats/schema.js';
 import { resolveTensors, TENSORS_SOURCE } from '../formats/tensors-file.js';
+import { resolveFrom } from '../formats/within.js';
 import type { ManifestItem } from './manifest.js';
 
 const BLOCK_BYTES = 2 ** 20;
@@ -59,8 +60,17 @@ const defaultKey = (index: number): string => String(index).padStart(8, '0');
 const isObject = (json: Json): json is Record<string, Json> =>
   typeof json === 'object' && json !== null && !Array.isArray(json);
 
-/** Parses the line of item `index` of the manifest at `manifest`. ERR_FORMAT, with the file and the line. */
-export function parseManifestLine(text: string, manifest: string, index: number): ManifestItem {
+/**
+ * Parses the line of item `index` of the manifest at `manifest`. ERR_FORMAT, with the file and the line.
+ *
+ * @param root absolute path of the folder that all files must lie in, which the line and what it leads to name
+ */
+export function parseManifestLine(
+  text: string,
+  manifest: string,
+  index: number,
+  root: string = dirname(manifest),
+): ManifestItem {
   const where = `${manifest}:${index + 1}`;
   let json: Json;
   try {
@@ -72,12 +82,15 @@ export function parseManifestLine(text: string, manifest: string, index: number)
     throw new AttentionBiasError(error.code, message, { cause: error });
   }
   const whole = 'the item';
-  const at = (file: string): string => resolve(dirname(manifest), file);
+  const at = (file: string): string => {
+    resolveFrom(where, file, root); // names the line
+    return resolveFrom(manifest, file, root);
+  };
   if (isObject(json) && 'job' in json) {
     const { job, key = defaultKey(index), tensors } = checkWith(jobLine, json, where, whole);
-    const common = { kind: 'job', index, key, job: at(job) } as const;
+    const common = { kind: 'job', index, key, root, job: at(job) } as const;
     if (tensors === undefined) return common;
-    return { ...common, tensors: resolveTensors(manifest, tensors) };
+    return { ...common, tensors: resolveTensors(where, tensors, root) };
   }
   if (isObject(json) && !('frame' in json))
     throw expected('ERR_FORMAT', 'an item with "frame" or "job"', where, showJson(json));
@@ -92,6 +105,7 @@ export function parseManifestLine(text: string, manifest: string, index: number)
     kind: 'frame',
     index,
     key,
+    root,
     frame: at(frame),
     options: {
       ...options,
@@ -173,6 +187,8 @@ async function* lines(
 export interface ManifestIndex {
   /** absolute */
   readonly path: string;
+  /** absolute: the folder that all files lie in */
+  readonly root: string;
   /** of the whole file, in hexadecimal digits */
   readonly sha256: string;
   readonly items: number;
@@ -187,12 +203,14 @@ export interface ManifestIndex {
  *
  * @param path absolute
  * @param shardSize items of a shard
+ * @param root absolute; see `parseManifestLine`
  * @throws AttentionBiasError ERR_IO; ERR_FORMAT, which names the file and the line; ERR_ABORTED
  */
 export async function indexManifest(
   path: string,
   shardSize: number,
   signal?: AbortSignal,
+  root: string = dirname(path),
 ): Promise<ManifestIndex> {
   await using file = await openForReading(path);
   const { size, mtimeNs } = await statRegular(file, path);
@@ -208,7 +226,7 @@ export async function indexManifest(
   const taken = new Map<string, number>();
   let items = 0;
   for await (const { offset, text } of lines(hashed(), path, 0, 0)) {
-    const item = parseManifestLine(text, path, items);
+    const item = parseManifestLine(text, path, items, root);
     const other = taken.get(item.key.toLowerCase());
     if (other !== undefined) {
       const received = `${JSON.stringify(item.key)}, the key of line ${other + 1}`;
@@ -224,7 +242,7 @@ export async function indexManifest(
     items += 1;
   }
   if (items === 0) throw expected('ERR_FORMAT', 'at least one item', path, 'an empty file');
-  return { path, sha256: hash.digest('hex'), items, offsets: [...offsets, bytes], mtimeNs };
+  return { path, root, sha256: hash.digest('hex'), items, offsets: [...offsets, bytes], mtimeNs };
 }
 
 /** An item with its line as it stands in the manifest. */
@@ -240,7 +258,7 @@ export async function readShardLines(
   shard: number,
   signal?: AbortSignal,
 ): Promise<ManifestLine[]> {
-  const { path, offsets, mtimeNs } = manifest;
+  const { path, root, offsets, mtimeNs } = manifest;
   await using file = await openForReading(path);
   const now = await statRegular(file, path);
   if (now.mtimeNs !== mtimeNs || Number(now.size) !== offsets.at(-1)) throw changedWhileRead(path);
@@ -248,7 +266,7 @@ export async function readShardLines(
   const first = shard * shardSize;
   const found: ManifestLine[] = [];
   for await (const { text } of lines(blocks(file, path, [start, end], signal), path, start, first)) {
-    found.push({ item: parseManifestLine(text, path, first + found.length), text: text.trim() });
+    found.push({ item: parseManifestLine(text, path, first + found.length, root), text: text.trim() });
   }
   return found;
 }
@@ -256,15 +274,21 @@ export async function readShardLines(
 /**
  * The items of a manifest, one after the other, as the file is read.
  *
+ * @param root the folder that all files must lie in, which the manifest and what it leads to name; default: the manifest's own
  * @throws AttentionBiasError as `indexManifest`, but for keys, whose being unique is not checked here
  */
-export async function* readManifest(path: string, signal?: AbortSignal): AsyncGenerator<ManifestItem> {
+export async function* readManifest(
+  path: string,
+  signal?: AbortSignal,
+  root?: string,
+): AsyncGenerator<ManifestItem> {
   const absolute = resolve(path);
+  const within = root === undefined ? dirname(absolute) : resolve(root);
   await using file = await openForReading(absolute);
   const { size } = await statRegular(file, absolute);
   let index = 0;
   for await (const { text } of lines(blocks(file, absolute, [0, Number(size)], signal), absolute, 0, 0)) {
     throwIfAborted(signal, absolute);
-    yield parseManifestLine(text, absolute, index++);
+    yield parseManifestLine(text, absolute, index++, within);
   }
 }

@@ -38,6 +38,11 @@ import { parseTemporary, stageFile, type StagedFile } from './staged.js';
 export interface RunOptions {
   /** path of the manifest */
   readonly manifest: string;
+  /**
+   * the folder that all files must lie in, which the manifest, its jobs and its frames name: what comes from others can't lead
+   * elsewhere. Default: the manifest's own
+   */
+  readonly root?: string | undefined;
   /** the output folder, made where it does not exist */
   readonly out: string;
   /** default `tar` */
@@ -92,6 +97,7 @@ function settingsOf(options: RunOptions): Settings {
   const { features, router, ...frame } = options.frame ?? {};
   return {
     manifest: resolve(options.manifest),
+    root: options.root === undefined ? dirname(resolve(options.manifest)) : resolve(options.root),
     out: resolve(options.out),
     format,
     dtype,
@@ -135,7 +141,7 @@ function describeRun(settings: Settings, manifest: ManifestIndex, shards: number
 export async function planRun(options: RunOptions, signal?: AbortSignal): Promise<Run> {
   const settings = settingsOf(options);
   const { shardSize } = settings;
-  const manifest = await indexManifest(settings.manifest, shardSize, signal);
+  const manifest = await indexManifest(settings.manifest, shardSize, signal, settings.root);
   const shards = Math.ceil(manifest.items / shardSize);
   const description = describeRun(settings, manifest, shards);
   const key = createHash('sha256').update(JSON.stringify(description)).digest('hex');

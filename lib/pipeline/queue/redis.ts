@@ -49,7 +49,9 @@ export interface ConnectionEvents {
 export async function connectRedis(url: string, events: ConnectionEvents = {}): Promise<Redis> {
   const parsed = URL.canParse(url) ? new URL(url) : undefined;
   if (!parsed || !['redis:', 'rediss:'].includes(parsed.protocol) || parsed.hostname === '') {
-    throw expected('ERR_VALUE', 'redis://host:port or rediss://host:port', '--redis', url);
+    // With a slip in it, it may hold a password all the same.
+    const received = url.includes('@') ? `…@${url.slice(url.lastIndexOf('@') + 1)}` : url;
+    throw expected('ERR_VALUE', 'redis://host:port or rediss://host:port', '--redis', received);
   }
   const { Redis } = loadIoredis();
   let connected = false;
