@@ -11,7 +11,7 @@ import { openSafetensors, writeSafetensors } from '../lib/formats/safetensors.js
 import { runFrame } from '../lib/frame/index.js';
 import { writeSyntheticScene } from '../lib/frame/synthetic.js';
 import { open } from '../lib/index.js';
-import { readJob, runJob, type Job } from '../lib/job.js';
+import { readJob, runJob } from '../lib/job.js';
 import { computeItems, type ComputeOptions, type ItemOutcome } from '../lib/pipeline/items.js';
 import type { FrameItem, JobItem, ManifestItem } from '../lib/pipeline/manifest.js';
 import { ReusedMemory } from '../lib/pipeline/reused-memory.js';
@@ -272,7 +272,7 @@ describe('the flow of items', () => {
       const { out } = await runJob(join(folder, '0.json'), { device }, {
         ...(await readJob(join(folder, '0.json'))),
         tensors: files[i % 3]!,
-      } as Job);
+      });
       expect(good(outcome).tensors.out!.data).toEqual(out!.data);
     }
     expect(used).toHaveLength(24);

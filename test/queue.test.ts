@@ -23,7 +23,7 @@ import {
   type WorkEvent,
 } from '../lib/pipeline/queue/queue.js';
 import { hasRedis, redisServer, type RedisServer } from './redis-server.js';
-import { expectError } from './support.js';
+import { errorOf, expectError } from './support.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'attention-bias-queue-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -169,8 +169,12 @@ describe('in process', () => {
 test.each([
   ['http://localhost', 'ERR_VALUE', 'redis://host:port'],
   ['redis://:secret@127.0.0.1:1', 'ERR_IO', 'redis://:***@127.0.0.1:1'],
-])('%s is refused', async (url, code, words) => {
+  ['redi://user:secret@127.0.0.1:1', 'ERR_VALUE', 'received …@127.0.0.1:1'],
+  ['redis:/user:secret@127.0.0.1', 'ERR_VALUE', 'received …@127.0.0.1'],
+])('%s is refused, and its password not shown', async (url, code, words) => {
   await expectError(() => redisQueue({ url }), code as 'ERR_VALUE', words);
+  const { message } = await errorOf(() => redisQueue({ url }));
+  expect(message).not.toContain('secret');
 });
 
 (hasRedis ? describe : describe.skip)('on Redis (redis-server)', () => {
