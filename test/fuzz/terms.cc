@@ -1,0 +1,1 @@
+namespace attention_bias::fuzz{} 
