@@ -10,7 +10,8 @@ namespace attention_bias::fuzz {
 
 namespace {
 
-// The greatest magnitude that a tensor may hold here: a score's products, and a gradient's, stay within float32.
+// The greatest magnitude that a tensor may hold here: a score's products, and a gradient's, stay within
+// float32.
 float greatest_of(const std::string& name) {
   if (name == "weights") return 1;
   if (name == "queryFactors" || name == "keyFactors") return 1e15f;

@@ -1,10 +1,11 @@
-// A fuzz target without libFuzzer: runs the files of a corpus in the order of their names, then inputs that are
-// random damage of these, for some seconds. Where nothing is instrumented it runs fifty times as many inputs.
+// A fuzz target without libFuzzer: runs the files of a corpus in the order of their names, then inputs that
+// are random damage of these, for some seconds. Where nothing is instrumented it runs fifty times as many
+// inputs.
 //
 //   fuzz_kernels [-seed=N] [-seconds=N] [-keep=FOLDER] [-failures=N] FILE_OR_FOLDER...
 //
-// Prints the number of inputs; ends with 1 after `failures` (default 1) of them failed, each printed with its bytes in
-// hexadecimal digits and kept in FOLDER. An input that ends the process is kept likewise.
+// Prints the number of inputs; ends with 1 after `failures` (default 1) of them failed, each printed with its
+// bytes in hexadecimal digits and kept in FOLDER. An input that ends the process is kept likewise.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -104,7 +105,8 @@ Bytes damaged(const std::vector<Bytes>& corpus, std::mt19937_64& engine) {
         const Bytes& other = corpus[below(engine, corpus.size())];
         input.resize(at);
         input.insert(input.end(),
-                     other.begin() + static_cast<std::ptrdiff_t>(below(engine, other.size() + 1)), other.end());
+                     other.begin() + static_cast<std::ptrdiff_t>(below(engine, other.size() + 1)),
+                     other.end());
         break;
       }
     }
@@ -134,7 +136,8 @@ int run(int count, char** arguments) {
     } else if (option(arguments[i], "-keep=", &value)) {
       keep_folder = value;
     } else if (std::filesystem::is_directory(arguments[i])) {
-      for (const auto& entry : std::filesystem::directory_iterator(arguments[i])) files.push_back(entry.path());
+      for (const auto& entry : std::filesystem::directory_iterator(arguments[i]))
+        files.push_back(entry.path());
     } else {
       files.push_back(arguments[i]);
     }

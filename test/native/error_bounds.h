@@ -19,14 +19,16 @@ namespace attention_bias::test {
 // Bounds of absolute errors, in the layouts of what they bound.
 struct ErrorBounds {
   std::vector<double> out, lse;
+  std::vector<double> sum;  // as lse: of the sum of a row's probabilities, where they are computed from lse
   std::vector<double> low, high;  // as out: the least and the greatest value among the keys that the row sees
   std::vector<std::vector<double>> grads;  // query, key, value, then learnables; empty without grad_out
 };
 
 constexpr double kUnit = 1.0 / (1 << 24);  // float32's rounding of 1
 
-// Roundings that a summand of a score meets: of its own product, of the sums that it is in (queries × keys over
-// head dims come in a few partial sums), of the base taken off, and of the exponent's argument and polynomial.
+// Roundings that a summand of a score meets: of its own product, of the sums that it is in (queries × keys
+// over head dims come in a few partial sums), of the base taken off, and of the exponent's argument and
+// polynomial.
 constexpr double kRoundings = 8;
 
 // From here on exp(δ) is no longer 1 + δ.
@@ -65,7 +67,7 @@ inline ErrorBounds error_bounds(const AttentionProblem& p, const float* grad_out
   const int64_t rows = e.batch * e.heads * e.queries, key_rows = e.batch * e.heads * e.keys;
   const auto zeros = [](int64_t count) { return std::vector<double>(static_cast<size_t>(count)); };
   bounds.out = bounds.low = bounds.high = zeros(rows * v_count);
-  bounds.lse = zeros(rows);
+  bounds.lse = bounds.sum = zeros(rows);
   const std::vector<Learnable> no_learnables;
   const std::vector<Learnable>& learnables = p.bias ? p.bias->learnables() : no_learnables;
   if (grad_out) {
@@ -122,6 +124,7 @@ inline ErrorBounds error_bounds(const AttentionProblem& p, const float* grad_out
     const double lse = greatest + std::log(sum);
     bounds.lse[row] = (loose ? worst + std::log(static_cast<double>(e.keys)) : mean_error) +
                       kUnit * kRoundings * (std::fabs(lse) + 1);
+    bounds.sum[row] = std::expm1(worst + bounds.lse[row]);
     for (int64_t d = 0; d < v_count; ++d) {
       double out = 0, out_magnitude = 0, moved = 0, low = infinity, high = -infinity;
       for (int32_t k = 0; k < e.keys; ++k) {
@@ -171,10 +174,9 @@ inline ErrorBounds error_bounds(const AttentionProblem& p, const float* grad_out
       const bool matters = score[k] + error[k] - greatest > -30;
       const double of_weight = any ? (matters ? 1 : weight[k]) : relative * weight[k];
       const double of_score = weight[k] * (dp[k] - mean);
-      const double of_score_error =
-          any ? (matters ? 2 * greatest_dp : std::fabs(of_score))
-              : relative * std::fabs(of_score) +
-                    weight[k] * (kUnit * kRoundings * dp_magnitude[k] + mean_moved);
+      const double of_score_error = any ? (matters ? 2 * greatest_dp : std::fabs(of_score))
+                                        : relative * std::fabs(of_score) +
+                                              weight[k] * (kUnit * kRoundings * dp_magnitude[k] + mean_moved);
       const double moved = of_score_error + kUnit * kRoundings * std::fabs(of_score);
       for (int64_t d = 0; d < d_count; ++d) {
         const int64_t query_at = row * d_count + d, key_at = (first_key + k) * d_count + d;

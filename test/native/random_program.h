@@ -19,8 +19,8 @@ namespace attention_bias::test {
 class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
-  // The first two bytes are the seed of what tensors hold (Values) and of all that is drawn once the others are
-  // used up.
+  // The first two bytes are the seed of what tensors hold (Values) and of all that is drawn once the others
+  // are used up.
   Random(const uint8_t* bytes, size_t count)
       : engine_(count < 2 ? 0 : bytes[0] | bytes[1] << 8), next_(bytes), end_(bytes + count) {
     next_ += count < 2 ? count : 2;
@@ -36,9 +36,7 @@ class Random {
     return low + (high - low) * (static_cast<float>(take(2)) / 65536);
   }
   float normal() { return std::normal_distribution<float>()(engine_); }
-  bool chance(double p) {
-    return next_ == end_ ? uniform(0, 1) < p : static_cast<double>(take(1)) < 256 * p;
-  }
+  bool chance(double p) { return next_ == end_ ? uniform(0, 1) < p : static_cast<double>(take(1)) < 256 * p; }
 
   // While one lives, draws leave the bytes alone: a tensor's values would use them all up.
   class Values {
