@@ -157,10 +157,12 @@ function apply(args: object, { at, how, value }: Edit): void {
   const old = parent[key];
   const arrays = arraysOf(args);
   const hostile = values[value % values.length]!();
-  const wrap = typeof old === 'object' && old !== null ? old : {};
+  const wrap = typeof old === 'object' && old !== null && !isProxy(old) ? old : {};
+  const fields = ArrayBuffer.isView(wrap) ? {} : Object.getOwnPropertyDescriptors(wrap);
   const set = (changed: unknown): void => {
     Object.defineProperty(parent, key, { value: changed, enumerable: true, configurable: true });
   };
+  const name = typeof hostile === 'string' ? hostile : String(value);
   let reads = 0;
   const kinds: (() => void)[] = [
     () => set(hostile),
@@ -175,10 +177,10 @@ function apply(args: object, { at, how, value }: Edit): void {
     () => set(new Proxy(wrap, {})),
     () => set(revoked(wrap)),
     () => set(new Proxy(wrap, { get: throwMine })),
-    () => set(Object.assign(Object.create(null), wrap)),
-    () => Object.freeze(wrap),
-    () => set({ ...wrap, [hostile === undefined ? 'more' : String(value)]: hostile }),
-    () => set(Object.assign(wrap, { [Symbol('key')]: hostile })),
+    () => set(Object.create(null, fields)),
+    () => (ArrayBuffer.isView(wrap) ? set(hostile) : Object.freeze(wrap)),
+    () => set(Object.create(Object.prototype, { ...fields, [name]: { value: hostile, enumerable: true } })),
+    () => set(Object.isExtensible(wrap) ? Object.assign(wrap, { [Symbol('key')]: hostile }) : hostile),
     () =>
       define(parent, key, () => {
         if (reads++ === 0 && arrays.length > 0) transfer(arrays[value % arrays.length]!);
