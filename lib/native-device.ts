@@ -96,7 +96,9 @@ export class NativeDevice implements Device {
 
   from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>> {
     this.#requireOpen();
-    return wrapTensor(this.#binding, data, shape === undefined ? [(Object(data) as A).length] : shape);
+    // A proxy of a typed array is none, and has no length; the addon says so.
+    const all = ArrayBuffer.isView(data) ? data.length : 0;
+    return wrapTensor(this.#binding, data, shape ?? [all]);
   }
 
   async toDevice<T extends TensorLike>(
