@@ -182,9 +182,9 @@ const MAX_RANK = 8;
 
 /** A shape as it is now, for what reads it more than once. What is no shape stays what it is. @internal */
 export function keepShape(shape: readonly number[]): readonly number[] {
-  if (!Array.isArray(shape)) return shape;
-  const { length } = shape as readonly number[];
-  return length > MAX_RANK ? shape : Array.from({ length }, (_, i) => (shape as readonly number[])[i]!);
+  const given: unknown = shape; // JavaScript may pass anything
+  if (!Array.isArray(given) || given.length > MAX_RANK) return shape;
+  return Array.from({ length: given.length }, (_, i) => given[i] as number);
 }
 
 function isShape(shape: readonly number[]): boolean {
