@@ -1,3 +1,6 @@
+import { isFloat32Array } from 'node:util/types';
+
+import { describe } from './describe.js';
 import { expected } from './errors.js';
 import { Tensor, type TensorLike } from './tensor.js';
 
@@ -26,15 +29,29 @@ function floats(tensor: TensorLike, name: string): Float32Array {
       "one in a device's (toHost copies it)",
     );
   }
-  const data: unknown = tensor.data;
-  // By its tag: arrays of another realm are as good.
-  if (Object.prototype.toString.call(data) === '[object Float32Array]') return data as Float32Array;
+  const given: unknown = tensor; // JavaScript may pass anything
+  if (typeof given !== 'object' || given === null) {
+    throw expected('ERR_VALUE', 'a Tensor or { data, shape }', name, describe(given));
+  }
+  const { data } = given as { data?: unknown };
+  if (isFloat32Array(data)) return data; // also one of another realm
   throw expected('ERR_DTYPE', 'float32', name, Object.prototype.toString.call(data).slice(8, -1));
 }
 
-function inRange(value: number, low: number, high: number, name: string): number {
-  if (value >= low && value < high) return value;
-  throw expected('ERR_VALUE', `a number from ${low} to below ${high}`, name, String(value));
+function inRange(value: unknown, low: number, high: number, name: string): number {
+  if (typeof value === 'number' && value >= low && value < high) return value;
+  throw expected('ERR_VALUE', `a number from ${low} to below ${high}`, name, describe(value));
+}
+
+/** As many tensors as memory could be thought to hold. */
+const MAX_TENSORS = 1_000_000;
+
+/** The entries of a list as they are now. */
+function listOf(given: unknown, name: string): readonly TensorLike[] {
+  if (!Array.isArray(given) || given.length > MAX_TENSORS) {
+    throw expected('ERR_VALUE', `an array of at most ${MAX_TENSORS} tensors`, name, describe(given));
+  }
+  return Array.from({ length: given.length }, (_, i) => given[i] as TensorLike);
 }
 
 /**
@@ -56,12 +73,17 @@ export class Adam {
    * @throws AttentionBiasError ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_VALUE
    */
   constructor(parameters: readonly TensorLike[], options: AdamOptions = {}) {
+    const given: unknown = options;
+    if (typeof given !== 'object' || given === null) {
+      throw expected('ERR_VALUE', 'an object', 'the options of Adam', describe(given));
+    }
     const { learningRate = 1e-3, betas = [0.9, 0.999], epsilon = 1e-8, weightDecay = 0 } = options;
+    if (!Array.isArray(betas)) throw expected('ERR_VALUE', 'two numbers', 'betas', describe(betas));
     this.learningRate = inRange(learningRate, 0, Infinity, 'learningRate');
     this.#betas = [inRange(betas[0], 0, 1, 'betas[0]'), inRange(betas[1], 0, 1, 'betas[1]')];
     this.#epsilon = inRange(epsilon, 0, Infinity, 'epsilon');
     this.#weightDecay = inRange(weightDecay, 0, Infinity, 'weightDecay');
-    this.#parameters = [...parameters];
+    this.#parameters = listOf(parameters, 'parameters');
     this.#moments = this.#parameters.map((parameter, i) => {
       const { length } = floats(parameter, `parameters[${i}]`);
       return { first: new Float64Array(length), second: new Float64Array(length) };
@@ -80,14 +102,21 @@ export class Adam {
    *   changed then.
    */
   step(gradients: readonly TensorLike[]): void {
-    if (gradients.length !== this.#parameters.length) {
-      throw expected('ERR_SHAPE', `${this.#parameters.length} tensors`, 'gradients', `${gradients.length}`);
+    const given = listOf(gradients, 'gradients');
+    if (given.length !== this.#parameters.length) {
+      throw expected('ERR_SHAPE', `${this.#parameters.length} tensors`, 'gradients', `${given.length}`);
     }
+    const learningRate = inRange(this.learningRate, 0, Infinity, 'learningRate');
     const all = this.#parameters.map((parameter, i) => {
       const name = `gradients[${i}]`;
-      const [data, gradient] = [floats(parameter, `parameters[${i}]`), floats(gradients[i]!, name)];
-      if (gradient.length !== data.length) {
-        throw expected('ERR_SHAPE', `${data.length} values`, name, `${gradient.length}`);
+      const [data, gradient] = [floats(parameter, `parameters[${i}]`), floats(given[i]!, name)];
+      const { length } = this.#moments[i]!.first;
+      // A parameter's memory may have been detached or resized since.
+      if (data.length !== length) {
+        throw expected('ERR_SHAPE', `${length} values`, `parameters[${i}]`, `${data.length}`);
+      }
+      if (gradient.length !== length) {
+        throw expected('ERR_SHAPE', `${length} values`, name, `${gradient.length}`);
       }
       const bad = gradient.findIndex((value) => !Number.isFinite(value));
       if (bad >= 0) throw expected('ERR_VALUE', 'finite values', name, `${gradient[bad]} at element ${bad}`);
@@ -95,14 +124,14 @@ export class Adam {
     });
     this.#steps += 1;
     const [beta1, beta2] = this.#betas;
-    const rate = this.learningRate / (1 - beta1 ** this.#steps);
+    const rate = learningRate / (1 - beta1 ** this.#steps);
     const correction = 1 - beta2 ** this.#steps;
     for (const { data, gradient, first, second } of all) {
       for (let i = 0; i < data.length; i++) {
         const g = gradient[i]!;
         first[i] = beta1 * first[i]! + (1 - beta1) * g;
         second[i] = beta2 * second[i]! + (1 - beta2) * g * g;
-        const decayed = data[i]! * (1 - this.learningRate * this.#weightDecay);
+        const decayed = data[i]! * (1 - learningRate * this.#weightDecay);
         data[i] = decayed - (rate * first[i]!) / (Math.sqrt(second[i]! / correction) + this.#epsilon);
       }
     }

@@ -30,14 +30,14 @@ export function gradientsWithPath({ query, key, value, terms }: BackwardResult):
   return [['query', query], ['key', key], ['value', value], ...ofTerms];
 }
 
-/** `made` has `query`, `key`, `value`, and the terms' by the path of their tensor. */
+/** `made` has `query`, `key`, `value`, and the terms' by the path of their tensor, of at least `termCount` terms. */
 export function gradientsByField(made: Record<string, Tensor>, termCount: number): BackwardResult {
   const { query, key, value, ...rest } = made as Record<'query' | 'key' | 'value', Tensor>;
   const terms: TermGradients[] = Array.from({ length: termCount }, () => ({}));
   for (const [path, tensor] of Object.entries<Tensor>(rest)) {
     const [, index, segment, field] = PATH.exec(path) ?? [];
-    const term = terms[Number(index)];
-    if (!term) throw new Error(`a gradient of ${path}`);
+    if (index === undefined) throw new Error(`a gradient of ${path}`);
+    const term = (terms[Number(index)] ??= {}); // a list may have grown while it was read
     if (segment === undefined) {
       Object.assign(term, { [field ?? '']: tensor });
     } else {

@@ -1,7 +1,7 @@
 import { freemem, totalmem } from 'node:os';
 
 import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
-import { adoptTensor, Tensor, wrapTensor } from './tensor.js';
+import { adoptTensor, keepShape, Tensor, wrapTensor } from './tensor.js';
 import type { NativeBinding, NativeDevice as NativeHandle, OperationName } from './binding.js';
 import type {
   AttentionArgs,
@@ -27,6 +27,7 @@ import type {
   TensorDType,
 } from './device.js';
 import { gradientsByField, withDispose } from './gradients.js';
+import { requireSignal } from './signal.js';
 import { observeOperations } from './telemetry.js';
 import type { DType, DTypeOf, MemoryKind, TensorLike, TypedArray } from './tensor.js';
 import type { BiasTerm } from './terms.js';
@@ -44,25 +45,18 @@ export function requirePrecision(backend: DeviceInfo['backend'], value: unknown)
   throw expected('ERR_VALUE', known, `precision on the ${backend} backend`, received);
 }
 
-function requireSignal(signal: unknown): asserts signal is AbortSignal | undefined {
-  if (signal === undefined) return;
-  // By shape: signals of another realm are as good.
-  const { aborted, addEventListener } = Object(signal) as Partial<AbortSignal>;
-  if (typeof aborted === 'boolean' && typeof addEventListener === 'function') return;
-  throw expected('ERR_VALUE', 'an AbortSignal', 'signal', typeof signal);
-}
-
-function requireArgs<T extends CallOptions>(args: T): T {
+/** The arguments as they are now: a getter among them is read once, whatever it gives a second time. */
+function requireArgs<T extends object>(args: T): T {
   const given: unknown = args; // JavaScript may pass anything
-  if (typeof given === 'object' && given !== null) return args;
+  if (typeof given === 'object' && given !== null) return { ...args };
   throw expected('ERR_VALUE', 'an object', 'the arguments', given === null ? 'null' : typeof given);
 }
 
 /** An output that the caller gave, as it is now: what becomes of the caller's object meanwhile changes nothing. */
 function keep(given: TensorLike | undefined): TensorLike | undefined {
-  if (given instanceof Tensor || typeof given !== 'object') return given;
+  if (given instanceof Tensor || typeof given !== 'object' || (given as unknown) === null) return given;
   const { data, shape } = given;
-  return { data, shape: Array.isArray(shape) ? [...(shape as readonly number[])] : shape };
+  return { data, shape: keepShape(shape) };
 }
 
 /** A device over a native backend. Arguments are checked there, not here. */
@@ -93,20 +87,25 @@ export class NativeDevice implements Device {
     options: { dtype?: D; memory?: MemoryKind } = {},
   ): Tensor<D> {
     this.#requireOpen();
-    const buffer = callNative(() => this.#native.allocate(shape, options));
-    const memory = this.info.backend === 'cpu' ? 'host' : options.memory;
-    return adoptTensor(this.#binding, buffer, shape, options.dtype ?? ('float32' as D), memory);
+    const kept = keepShape(shape);
+    const given = requireArgs(options);
+    const buffer = callNative(() => this.#native.allocate(kept, given));
+    const memory = this.info.backend === 'cpu' ? 'host' : given.memory;
+    return adoptTensor(this.#binding, buffer, kept, given.dtype ?? ('float32' as D), memory);
   }
 
   from<A extends TypedArray>(data: A, shape?: readonly number[]): Tensor<DTypeOf<A>> {
     this.#requireOpen();
-    return wrapTensor(this.#binding, data, shape ?? [(Object(data) as A).length]);
+    // A proxy of a typed array is none, and has no length; the addon says so.
+    const all = ArrayBuffer.isView(data) ? data.length : 0;
+    return wrapTensor(this.#binding, data, shape ?? [all]);
   }
 
   async toDevice<T extends TensorLike>(
     tensor: T,
-    { signal }: CallOptions = {},
+    options: CallOptions = {},
   ): Promise<Tensor<TensorDType<T>>> {
+    const { signal } = requireArgs(options);
     return this.#copy(tensor, { signal, memory: 'device' });
   }
 
@@ -114,7 +113,7 @@ export class NativeDevice implements Device {
     tensor: T,
     options: CallOptions & { memory?: 'host' | 'pinned' | undefined; out?: TensorLike | undefined } = {},
   ): Promise<Tensor<TensorDType<T>>> {
-    return this.#copy(tensor, { memory: 'host', ...options });
+    return this.#copy(tensor, { memory: 'host', ...requireArgs(options) });
   }
 
   async #copy<T extends TensorLike>(
@@ -149,11 +148,13 @@ export class NativeDevice implements Device {
   bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
   bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
   async bias(args: BiasArgs): Promise<Tensor<DType>> {
-    return (await this.#run('bias', args, { out: requireArgs(args).out })).out;
+    const given = requireArgs(args);
+    return (await this.#run('bias', given, { out: given.out })).out;
   }
 
   async linear(args: LinearArgs): Promise<Tensor> {
-    return (await this.#run('linear', args, { out: requireArgs(args).out })).out;
+    const given = requireArgs(args);
+    return (await this.#run('linear', given, { out: given.out })).out;
   }
 
   async multihead(args: MultiheadArgs): Promise<Tensor> {
@@ -164,7 +165,8 @@ export class NativeDevice implements Device {
   }
 
   async router(args: RouterArgs): Promise<Tensor> {
-    return (await this.#run('router', args, { out: requireArgs(args).out })).out;
+    const given = requireArgs(args);
+    return (await this.#run('router', given, { out: given.out })).out;
   }
 
   async routerBackward(args: RouterBackwardArgs): Promise<RouterBackwardResult> {
@@ -177,7 +179,8 @@ export class NativeDevice implements Device {
   }
 
   async deformable(args: DeformableArgs): Promise<Tensor> {
-    return (await this.#run('deformable', args, { out: requireArgs(args).out })).out;
+    const given = requireArgs(args);
+    return (await this.#run('deformable', given, { out: given.out })).out;
   }
 
   async deformableBackward(args: DeformableBackwardArgs): Promise<DeformableGradients> {
@@ -259,7 +262,7 @@ export class NativeDevice implements Device {
     const id = ++this.#calls;
     try {
       const pending = this.#native[operation](id, rest);
-      if (signal) this.#watch(signal, id);
+      if (signal) this.#watchOr(signal, id, pending);
       const made = Object.entries(await pending).map(([name, { buffer, shape, dtype, memory }]) => {
         return [name, adoptTensor(this.#binding, buffer, shape, dtype, memory)];
       });
@@ -268,6 +271,17 @@ export class NativeDevice implements Device {
       throw fromNative(error, signal?.aborted ? { cause: signal.reason } : undefined);
     } finally {
       if (signal) this.#unwatch(signal, id);
+    }
+  }
+
+  /** Watches, or, where a signal of the caller's own making fails at that, gives up the operation. */
+  #watchOr(signal: AbortSignal, id: number, pending: Promise<unknown>): void {
+    try {
+      this.#watch(signal, id);
+    } catch (error) {
+      pending.catch(() => undefined);
+      this.#native.abort(id);
+      throw error;
     }
   }
 

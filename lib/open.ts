@@ -1,6 +1,7 @@
 import { constants } from 'node:buffer';
 import { availableParallelism } from 'node:os';
 
+import { describe } from './describe.js';
 import { AttentionBiasError, callNative, expected, fromNative } from './errors.js';
 import { NativeDevice, requirePrecision } from './native-device.js';
 import { native } from './native.js';
@@ -28,21 +29,16 @@ function setting(option: unknown, name: string, variable: string): Setting | und
   return value === undefined || value === '' ? undefined : { value, name: variable };
 }
 
-function show(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value);
-  return typeof value === 'object' && value !== null ? 'an object' : String(value);
-}
-
 function requireKnownOptions(options: unknown): asserts options is OpenOptions {
   if (typeof options !== 'object' || options === null || Array.isArray(options))
-    throw expected('ERR_VALUE', 'an object', 'the options of open', show(options));
+    throw expected('ERR_VALUE', 'an object', 'the options of open', describe(options));
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name));
   if (unknown !== undefined) {
     throw expected(
       'ERR_VALUE',
       `no other fields than ${optionNames.join(', ')}`,
       'the options of open',
-      show(unknown),
+      describe(unknown),
     );
   }
 }
@@ -52,7 +48,7 @@ function cudaOrdinal(device: Setting): number | undefined {
   if (device.value === 'auto' || device.value === 'cpu') return undefined;
   const match = typeof device.value === 'string' ? /^cuda(?::(\d{1,4}))?$/.exec(device.value) : null;
   if (!match) {
-    throw expected('ERR_VALUE', '"auto", "cpu", "cuda" or "cuda:N"', device.name, show(device.value));
+    throw expected('ERR_VALUE', '"auto", "cpu", "cuda" or "cuda:N"', device.name, describe(device.value));
   }
   return Number(match[1] ?? 0);
 }
@@ -131,7 +127,7 @@ function openCpuWith(
 
 function requireMemoryLimit(limit: unknown): void {
   if (limit === undefined || (Number.isSafeInteger(limit) && (limit as number) > 0)) return;
-  throw expected('ERR_VALUE', 'a number of bytes, an integer above 0,', 'memoryLimit', show(limit));
+  throw expected('ERR_VALUE', 'a number of bytes, an integer above 0,', 'memoryLimit', describe(limit));
 }
 
 function threadCount(threads: Setting | undefined): number {
@@ -140,14 +136,14 @@ function threadCount(threads: Setting | undefined): number {
   const fromEnvironment = name !== 'threads' && typeof value === 'string' && /^\d+$/.test(value);
   const count = fromEnvironment ? Number(value) : value;
   if (typeof count === 'number' && Number.isInteger(count) && count >= 1 && count <= maxThreads) return count;
-  throw expected('ERR_VALUE', `an integer from 1 to ${String(maxThreads)}`, name, show(value));
+  throw expected('ERR_VALUE', `an integer from 1 to ${String(maxThreads)}`, name, describe(value));
 }
 
 function instructionSet(supported: readonly string[]): string | undefined {
   const isa = setting(undefined, '', 'ATTENTION_BIAS_ISA');
   if (isa === undefined) return undefined;
   if (typeof isa.value === 'string' && supported.includes(isa.value)) return isa.value;
-  throw expected('ERR_VALUE', `one of ${supported.join(', ')}`, isa.name, show(isa.value));
+  throw expected('ERR_VALUE', `one of ${supported.join(', ')}`, isa.name, describe(isa.value));
 }
 
 /**
@@ -162,22 +158,23 @@ function instructionSet(supported: readonly string[]): string | undefined {
 export async function open(options: OpenOptions = {}): Promise<Device> {
   await Promise.resolve();
   requireKnownOptions(options);
-  const asked = setting(options.device, 'device', 'ATTENTION_BIAS_DEVICE') ?? {
+  const given: OpenOptions = { ...options }; // a getter among them is read once
+  const asked = setting(given.device, 'device', 'ATTENTION_BIAS_DEVICE') ?? {
     value: 'auto',
     name: 'device',
   };
   const ordinal = cudaOrdinal(asked);
-  const threads = threadCount(setting(options.threads, 'threads', 'ATTENTION_BIAS_THREADS'));
-  requireMemoryLimit(options.memoryLimit);
+  const threads = threadCount(setting(given.threads, 'threads', 'ATTENTION_BIAS_THREADS'));
+  requireMemoryLimit(given.memoryLimit);
   const binding = native();
   binding.setExternalLimit(constants.MAX_LENGTH);
-  if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, options);
+  if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, given);
   const isa = instructionSet(binding.info().isas);
   if (asked.value === 'auto') {
-    const device = await openAnyCuda(binding, options);
+    const device = await openAnyCuda(binding, given);
     if (device) return device;
   }
-  return openCpuWith(binding, { threads, isa }, options.precision);
+  return openCpuWith(binding, { threads, isa }, given.precision);
 }
 
 /** A CPU device of an instruction set level by name. @internal For self-tests and tests. */

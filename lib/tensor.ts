@@ -1,5 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 
+import { describe } from './describe.js';
 import { AttentionBiasError, callNative, expected } from './errors.js';
 import type { NativeBinding, NativeDeviceBuffer } from './binding.js';
 
@@ -122,11 +123,11 @@ export class Tensor<D extends DType = 'float32'> implements Disposable {
    * @throws AttentionBiasError ERR_SHAPE for a shape of another number of elements; ERR_DISPOSED
    */
   reshape(shape: readonly number[]): Tensor<D> {
-    if (elementsOf(shape) !== this.size) {
-      const received = `[${shape.join(', ')}]`;
-      throw expected('ERR_SHAPE', `a shape of ${String(this.size)} elements`, 'shape', received);
+    const kept = keepShape(shape);
+    if (!isShape(kept) || elementsOf(kept) !== this.size) {
+      throw expected('ERR_SHAPE', `a shape of ${String(this.size)} elements`, 'shape', describe(kept));
     }
-    return this.#view(0, shape);
+    return this.#view(0, kept);
   }
 
   /**
@@ -139,7 +140,7 @@ export class Tensor<D extends DType = 'float32'> implements Disposable {
     const [count = 0, ...rest] = this.shape;
     if (rest.length === 0) throw expected('ERR_SHAPE', 'at least two dimensions', 'at', '1');
     if (!Number.isInteger(index) || index < 0 || index >= count) {
-      throw expected('ERR_VALUE', `an integer from 0 to ${String(count - 1)}`, 'index', String(index));
+      throw expected('ERR_VALUE', `an integer from 0 to ${String(count - 1)}`, 'index', describe(index));
     }
     return this.#view((this.size / count) * index, rest);
   }
@@ -175,6 +176,20 @@ export class Tensor<D extends DType = 'float32'> implements Disposable {
     const part = storage.subarray(first, first + elementsOf(shape)) as TypedArrayOf[D];
     return new Tensor<D>(part, shape, this.dtype, owner);
   }
+}
+
+const MAX_RANK = 8;
+
+/** A shape as it is now, for what reads it more than once. What is no shape stays what it is. @internal */
+export function keepShape(shape: readonly number[]): readonly number[] {
+  const given: unknown = shape; // JavaScript may pass anything
+  if (!Array.isArray(given) || given.length > MAX_RANK) return shape;
+  return Array.from({ length: given.length }, (_, i) => given[i] as number);
+}
+
+function isShape(shape: readonly number[]): boolean {
+  if (!Array.isArray(shape) || shape.length < 1 || shape.length > MAX_RANK) return false;
+  return shape.every((size: unknown) => Number.isSafeInteger(size) && (size as number) >= 1);
 }
 
 function elementsOf(shape: readonly number[]): number {
@@ -246,6 +261,7 @@ export function wrapTensor<A extends TypedArray>(
   data: A,
   shape: readonly number[],
 ): Tensor<DTypeOf<A>> {
-  const dtype = callNative(() => binding.checkTensor({ data, shape })) as DTypeOf<A>;
-  return new Tensor<DTypeOf<A>>(data as unknown as TypedArrayOf[DTypeOf<A>], shape, dtype);
+  const kept = keepShape(shape);
+  const dtype = callNative(() => binding.checkTensor({ data, shape: kept })) as DTypeOf<A>;
+  return new Tensor<DTypeOf<A>>(data as unknown as TypedArrayOf[DTypeOf<A>], kept, dtype);
 }

@@ -153,10 +153,10 @@ class Run implements AsyncIterator<unknown, undefined> {
 
   constructor(
     source: Source<unknown>,
-    options: PipelineOptions<unknown> & { readonly stages: readonly unknown[] },
+    given: PipelineOptions<unknown> & { readonly stages: readonly unknown[] },
   ) {
     requireSource(source);
-    checkOptions(options);
+    const options = checkOptions(given);
     this.#source = source;
     this.#device = options.device;
     this.#concurrency = requireCount(options.concurrency, 'concurrency', DEFAULT_CONCURRENCY);

@@ -1,6 +1,8 @@
 /** What a user says of a pipeline: its stages and options, and what it tells of itself. */
 import type { Device } from '../device.js';
+import { describe } from '../describe.js';
 import { AttentionBiasError, expected } from '../errors.js';
+import { requireSignal } from '../signal.js';
 
 export interface StageContext {
   /** the pipeline's; ERR_DEVICE where it was given none */
@@ -107,56 +109,61 @@ const optionNames: readonly string[] = [
   'onError',
 ] satisfies (keyof PipelineOptions<unknown> | 'stages')[];
 
-const show = (value: unknown): string =>
-  typeof value === 'string'
-    ? JSON.stringify(value)
-    : typeof value === 'object' && value !== null
-      ? 'an object'
-      : String(value);
-
 /** An integer from 1 up, or the default. ERR_VALUE. */
 export function requireCount(value: unknown, name: string, otherwise: number): number {
   if (value === undefined) return otherwise;
   if (typeof value === 'number' && Number.isInteger(value) && value >= 1) return value;
-  throw expected('ERR_VALUE', 'an integer of at least 1', name, show(value));
+  throw expected('ERR_VALUE', 'an integer of at least 1', name, describe(value));
 }
 
-/** ERR_VALUE for options that a pipeline does not have, or that are not what they should be. */
-export function checkOptions(options: unknown): void {
+/**
+ * The options as they are now: a getter among them is read once. ERR_VALUE for options that a pipeline does not have, or that
+ * are not what they should be.
+ */
+export function checkOptions<T extends object>(given: T): T {
+  const options: unknown = given; // JavaScript may pass anything
   if (typeof options !== 'object' || options === null) {
-    throw expected('ERR_VALUE', 'an object', 'the options of pipeline', show(options));
+    throw expected('ERR_VALUE', 'an object', 'the options of pipeline', describe(options));
   }
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name));
   if (unknown !== undefined) {
     const what = `no other fields than ${optionNames.join(', ')}`;
-    throw expected('ERR_VALUE', what, 'the options of pipeline', show(unknown));
+    throw expected('ERR_VALUE', what, 'the options of pipeline', describe(unknown));
   }
-  const { maxBytes, bytes, onError } = options as Record<string, unknown>;
+  const kept = { ...given };
+  const { maxBytes, bytes, onError, signal } = kept as Record<string, unknown>;
+  requireSignal(signal);
   if (maxBytes !== undefined && !(typeof maxBytes === 'number' && maxBytes > 0)) {
-    throw expected('ERR_VALUE', 'a number of bytes above 0', 'maxBytes', show(maxBytes));
+    throw expected('ERR_VALUE', 'a number of bytes above 0', 'maxBytes', describe(maxBytes));
   }
   if (bytes !== undefined && typeof bytes !== 'function') {
-    throw expected('ERR_VALUE', 'a function', 'bytes', show(bytes));
+    throw expected('ERR_VALUE', 'a function', 'bytes', describe(bytes));
   }
   if (onError !== undefined && onError !== 'collect' && onError !== 'throw') {
-    throw expected('ERR_VALUE', '"collect" or "throw"', 'onError', show(onError));
+    throw expected('ERR_VALUE', '"collect" or "throw"', 'onError', describe(onError));
   }
+  return kept;
 }
+
+const MAX_STAGES = 1000;
 
 /** The stages with a name and a bound each. ERR_VALUE. */
 export function nameStages(stages: unknown, concurrency: number): Required<NamedStage<unknown, unknown>>[] {
-  if (!Array.isArray(stages)) throw expected('ERR_VALUE', 'a list of stages', 'stages', show(stages));
+  if (!Array.isArray(stages) || stages.length > MAX_STAGES) {
+    throw expected('ERR_VALUE', `a list of at most ${MAX_STAGES} stages`, 'stages', describe(stages));
+  }
   const names = new Set<string>();
-  return stages.map((stage: unknown, i) => {
+  return Array.from({ length: stages.length }, (_, i) => {
+    const stage: unknown = stages[i];
     const { run, name, ...rest } =
       typeof stage === 'function'
         ? { run: stage, name: stage.name, concurrency: undefined }
         : (Object(stage) as Partial<NamedStage<unknown, unknown>>);
     if (typeof run !== 'function') {
-      throw expected('ERR_VALUE', 'a function or { name, run }', `stages[${i}]`, show(stage));
+      throw expected('ERR_VALUE', 'a function or { name, run }', `stages[${i}]`, describe(stage));
     }
     if (typeof stage !== 'function' && (typeof name !== 'string' || name === '' || names.has(name))) {
-      throw expected('ERR_VALUE', 'a name of its own', `stages[${i}].name`, show(name));
+      throw expected('ERR_VALUE', 'a name of its own', `stages[${i}].name`, describe(name));
     }
     // Functions may have one name, or none; a list's are called after their place then.
     const plain = name === undefined || name === '' || names.has(name) ? `stage ${i + 1}` : name;

@@ -46,12 +46,31 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
+  const Napi::Object prototype =
+      env.Global().Get("ArrayBuffer").As<Napi::Object>().Get("prototype").As<Napi::Object>();
+  const Napi::Value getter = env.Global()
+                                 .Get("Object")
+                                 .As<Napi::Object>()
+                                 .Get("getOwnPropertyDescriptor")
+                                 .As<Napi::Function>()
+                                 .Call({prototype, Napi::String::New(env, "resizable")});
+  if (getter.IsObject())
+    resizable_ = Napi::Persistent(getter.As<Napi::Object>().Get("get").As<Napi::Function>());
   const Napi::String name = Napi::String::New(env, "attention-bias");
   check(env, napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
                                              on_finished, &finished_));
   check(env, napi_unref_threadsafe_function(env, finished_));  // only operations hold the event loop
   // Hooks run last first: threads end before the function that they post to.
   check(env, napi_add_env_cleanup_hook(env, teardown, this));
+}
+
+bool Environment::is_resizable(napi_value buffer) const {
+  bool is_array_buffer = false;  // a SharedArrayBuffer only grows
+  if (resizable_.IsEmpty() || napi_is_arraybuffer(env_, buffer, &is_array_buffer) != napi_ok ||
+      !is_array_buffer) {
+    return false;
+  }
+  return resizable_.Call(buffer, std::vector<napi_value>{}).ToBoolean().Value();
 }
 
 void Environment::teardown(void* environment) {

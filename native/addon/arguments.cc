@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "addon/device_buffer.h"
+#include "addon/environment.h"
 #include "addon/js_errors.h"
 #include "addon/pin.h"
 
@@ -111,8 +112,10 @@ TensorView* Arguments::add(Napi::Value value, const std::string& name) {
   const Napi::Value data = object.Get("data");
   tensor.view.dtype = array_dtype(data, name);
   tensor.view.shape = read_shape(object.Get("shape"), name + ".shape");
-  const Napi::Value resizable = data.As<Napi::TypedArray>().Get("buffer").As<Napi::Object>().Get("resizable");
-  if (resizable.IsBoolean() && resizable.As<Napi::Boolean>().Value()) {
+  napi_value buffer;
+  const napi_env env = value.Env();
+  if (napi_get_typedarray_info(env, data, nullptr, nullptr, nullptr, &buffer, nullptr) == napi_ok &&
+      value.Env().GetInstanceData<Environment>()->is_resizable(buffer)) {
     throw expected(ErrorCode::kValue, "memory of fixed size", name + ".data", "a resizable ArrayBuffer");
   }
   tensor.array = Napi::Persistent(data.As<Napi::Object>());

@@ -20,6 +20,8 @@ class Environment : public Napi::Addon<Environment> {
 
   // The constructor of DeviceBuffer.
   Napi::Function device_buffer() const { return device_buffer_.Value(); }
+  // Whether JavaScript can resize an ArrayBuffer, whatever its own properties say.
+  bool is_resizable(napi_value buffer) const;
   Buffers& buffers() { return *buffers_; }
   const std::shared_ptr<MemoryAccount>& account() const { return account_; }
 
@@ -55,6 +57,7 @@ class Environment : public Napi::Addon<Environment> {
   std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   std::unordered_set<Device*> devices_;
   Napi::FunctionReference device_buffer_;
+  Napi::FunctionReference resizable_;  // ArrayBuffer.prototype's getter; empty where the engine has none
   napi_threadsafe_function finished_ = nullptr;
   int64_t operations_ = 0;
 };

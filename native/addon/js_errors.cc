@@ -1,5 +1,7 @@
 #include "addon/js_errors.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 namespace attention_bias::addon {
@@ -9,12 +11,25 @@ namespace {
 constexpr uint32_t kShownElements = 8;
 constexpr size_t kShownCharacters = 60;
 
-std::string quoted(const std::string& text) {
-  if (text.size() <= kShownCharacters) return "\"" + text + "\"";
-  size_t cut = kShownCharacters;
-  while (cut > 0 && (text[cut] & 0xC0) == 0x80) --cut;  // not within a UTF-8 character
-  return "\"" + text.substr(0, cut) + "…\"";
+// At most kShownCharacters bytes of a text, in one line.
+std::string shown(const std::string& text) {
+  size_t cut = std::min(text.size(), kShownCharacters);
+  while (cut > 0 && cut < text.size() && (text[cut] & 0xC0) == 0x80) --cut;  // not within a UTF-8 character
+  std::string result;
+  for (size_t i = 0; i < cut; ++i) {
+    const unsigned char c = static_cast<unsigned char>(text[i]);
+    if (c >= 0x20 && c != 0x7f) {
+      result += text[i];
+      continue;
+    }
+    char escaped[8];
+    snprintf(escaped, sizeof escaped, c == '\n' ? "\\n" : c == '\r' ? "\\r" : "\\u%04x", c);
+    result += escaped;
+  }
+  return cut < text.size() ? result + "…" : result;
 }
+
+std::string quoted(const std::string& text) { return "\"" + shown(text) + "\""; }
 
 std::string with_article(const std::string& name) {
   const bool vowel = !name.empty() && std::strchr("AEIOaeio", name[0]) != nullptr;
@@ -75,7 +90,7 @@ std::string describe(Napi::Value value) {
   if (!constructor.IsFunction()) return "an object";
   const Napi::Value name = constructor.As<Napi::Object>().Get("name");
   const std::string text = name.IsString() ? name.As<Napi::String>().Utf8Value() : "";
-  return text.empty() || text == "Object" ? "an object" : with_article(text);
+  return text.empty() || text == "Object" ? "an object" : with_article(shown(text));
 }
 
 }  // namespace attention_bias::addon

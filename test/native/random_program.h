@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -14,43 +15,94 @@
 
 namespace attention_bias::test {
 
+// Draws by a seed; or, for fuzzing, by bytes while there are any.
 class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
-  int64_t integer(int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(engine_);
+  // The first two bytes are the seed of what tensors hold (Values) and of all that is drawn once the others
+  // are used up.
+  Random(const uint8_t* bytes, size_t count)
+      : engine_(count < 2 ? 0 : bytes[0] | bytes[1] << 8), next_(bytes), end_(bytes + count) {
+    next_ += count < 2 ? count : 2;
   }
-  float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine_); }
+
+  int64_t integer(int64_t low, int64_t high) {
+    if (next_ == end_) return std::uniform_int_distribution<int64_t>(low, high)(engine_);
+    const uint64_t choices = static_cast<uint64_t>(high - low) + 1;
+    return low + static_cast<int64_t>(take(choices <= 256 ? 1 : choices <= 65536 ? 2 : 4) % choices);
+  }
+  float uniform(float low, float high) {
+    if (next_ == end_) return std::uniform_real_distribution<float>(low, high)(engine_);
+    return low + (high - low) * (static_cast<float>(take(2)) / 65536);
+  }
   float normal() { return std::normal_distribution<float>()(engine_); }
-  bool chance(double p) { return uniform(0, 1) < p; }
+  bool chance(double p) { return next_ == end_ ? uniform(0, 1) < p : static_cast<double>(take(1)) < 256 * p; }
+
+  // While one lives, draws leave the bytes alone: a tensor's values would use them all up.
+  class Values {
+   public:
+    explicit Values(Random* random) : random_(random) {
+      if (!random_) return;
+      kept_ = random_->next_;
+      random_->next_ = random_->end_;
+    }
+    ~Values() {
+      if (random_) random_->next_ = kept_;
+    }
+    Values(const Values&) = delete;
+    Values& operator=(const Values&) = delete;
+
+   private:
+    Random* const random_;
+    const uint8_t* kept_ = nullptr;
+  };
 
  private:
+  uint64_t take(int bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < bytes && next_ != end_; ++i) value = value << 8 | *next_++;
+    return value;
+  }
+
   std::mt19937 engine_;
+  const uint8_t *next_ = nullptr, *end_ = nullptr;
 };
 
 // Tensors that live as long as the object.
 class Tensors {
  public:
+  using Change = std::function<void(const std::string& name, std::vector<float>* values)>;
+
+  Tensors() = default;
+  // `random` is what tensors are filled by; `change` is called with each float32 tensor once it is filled.
+  Tensors(Random* random, Change change) : random_(random), change_(std::move(change)) {}
+
   template <class F>
   TensorView f32(const Shape& shape, const std::string& name, F next) {
-    floats_.emplace_back(static_cast<size_t>(element_count(shape, name)));
-    for (float& x : floats_.back()) x = next();
+    fill(&floats_, shape, name, next);
+    if (change_) change_(name, &floats_.back());
     return {floats_.back().data(), DType::kFloat32, shape, name};
   }
   template <class F>
   TensorView i32(const Shape& shape, const std::string& name, F next) {
-    integers_.emplace_back(static_cast<size_t>(element_count(shape, name)));
-    for (int32_t& x : integers_.back()) x = next();
-    return {integers_.back().data(), DType::kInt32, shape, name};
+    return {fill(&integers_, shape, name, next), DType::kInt32, shape, name};
   }
   template <class F>
   TensorView u8(const Shape& shape, const std::string& name, F next) {
-    bytes_.emplace_back(static_cast<size_t>(element_count(shape, name)));
-    for (uint8_t& x : bytes_.back()) x = next();
-    return {bytes_.back().data(), DType::kUint8, shape, name};
+    return {fill(&bytes_, shape, name, next), DType::kUint8, shape, name};
   }
 
  private:
+  template <class T, class F>
+  T* fill(std::deque<std::vector<T>>* tensors, const Shape& shape, const std::string& name, F next) {
+    const Random::Values values(random_);
+    tensors->emplace_back(static_cast<size_t>(element_count(shape, name)));
+    for (T& x : tensors->back()) x = next();
+    return tensors->back().data();
+  }
+
+  Random* random_ = nullptr;
+  Change change_;
   std::deque<std::vector<float>> floats_;
   std::deque<std::vector<int32_t>> integers_;
   std::deque<std::vector<uint8_t>> bytes_;
