@@ -593,9 +593,10 @@ struct SpatialTerm {
   // 1 − dist/radius; not above 0 for a cell of another view, nor for NaN.
   template <class Real>
   AB_HD static Real share_of(const Cell& cell, const Center& center, Real inverse_radius) {
-    const Real dy = static_cast<Real>(cell.y) - static_cast<Real>(center.y);
-    const Real dx = static_cast<Real>(cell.x) - static_cast<Real>(center.x);
-    const Real share = Real(1) - square_root(dy * dy + dx * dx) * inverse_radius;
+    // In radii: squares of great distances in cells pass float32.
+    const Real dy = (static_cast<Real>(cell.y) - static_cast<Real>(center.y)) * inverse_radius;
+    const Real dx = (static_cast<Real>(cell.x) - static_cast<Real>(center.x)) * inverse_radius;
+    const Real share = Real(1) - square_root(dy * dy + dx * dx);
     return center.view == cell.view ? share : Real(0);
   }
   AB_HD static float square_root(float x) { return __builtin_sqrtf(x); }

@@ -79,10 +79,11 @@ AB_INLINE int32_t padded(int32_t dims) { return (dims + kLanes - 1) / kLanes * k
 // ---- a tile's pairs --------------------------------------------------------------------------------------
 
 // Probabilities of NR keys. With kHiding scores start at the tile's biases, −∞ hides, and `subtract` is taken
-// off at the end; otherwise they start at row.
+// off at the end; otherwise they start at row. What they are over lse ends at `most`: 0 where it is all of a
+// score, since a probability is at most 1 and great scores and lse are rounded by more than exp takes.
 template <int NR, int NV, bool kHiding>
 AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key, int in_tile, const Vec* row,
-                                const Vec* subtract) {
+                                const Vec* subtract, Vec most) {
   Vec sum[NR][NV];
   const float* bias = w.tile_bias + in_tile * kQueries;
   start_rows<NR, NV, kHiding ? Start::kHiding : Start::kRow>(row, bias, sum);
@@ -96,8 +97,7 @@ AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key,
         const VecInt hide = load(bias + r * kQueries + v * kLanes) == -kInfinity;
         score = hide ? Vec{} - kInfinity : score - subtract[v];
       }
-      // A probability is at most 1. Where scores and lse are great, both are rounded by more than exp takes.
-      score = min_or_second(Vec{}, score);
+      score = min_or_second(most, score);
       store(w.probabilities + (in_tile + r) * kQueries + v * kLanes, exp_vec(score));
     }
   }
@@ -105,12 +105,12 @@ AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key,
 
 template <int NV, bool kHiding>
 AB_INLINE void probability_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
-                                const Vec* subtract) {
+                                const Vec* subtract, Vec most) {
   int k = 0;
   for (; k + kRows <= count; k += kRows) {
-    probability_rows<kRows, NV, kHiding>(w, panels, key + k, k, row, subtract);
+    probability_rows<kRows, NV, kHiding>(w, panels, key + k, k, row, subtract, most);
   }
-  for (; k < count; ++k) probability_rows<1, NV, kHiding>(w, panels, key + k, k, row, subtract);
+  for (; k < count; ++k) probability_rows<1, NV, kHiding>(w, panels, key + k, k, row, subtract, most);
 }
 
 // Gradients by the scores of NR keys, whose sums by query join `sums`. With kCareful those of hidden pairs
@@ -357,9 +357,14 @@ __attribute__((noinline)) void differentiate_tile(const Work& w, const Block& bl
     shift[v] = load(block.shift + v * kLanes);
     start[v] = load(row + v * kLanes) - shift[v];
   }
-  probability_tile<NV, kHiding>(w, panels, tile.k0, count, start, shift);
-  if (!kHiding) {
-    for (const NearGradient* i = near; i != near_end; ++i) w.probabilities[i->at] *= i->factor;
+  // Where listed biases are still to come, scores may be above lse, and exp ends before infinity.
+  const bool patched = !kHiding && near != near_end;
+  probability_tile<NV, kHiding>(w, panels, tile.k0, count, start, shift, splat(patched ? 88.0f : 0.0f));
+  if (patched) {
+    for (const NearGradient* i = near; i != near_end; ++i) {
+      float& p = w.probabilities[i->at];
+      p = p * i->factor > 1.0f ? 1.0f : p * i->factor;  // NaN stays
+    }
   }
   grad_score_tile<NV, kCareful>(w, block, tile.k0, count, grad_sums);
 #pragma GCC unroll 8
@@ -430,7 +435,10 @@ void differentiate_keys(Work* work, const Block& block, const Tile& keys) {
       near_end = list.elements + list.ends[tile.k0 / kTileKeys];
     }
     Vec tile_sums[NV];
-    if (part.mixed != 0 || far || hides) {
+    bool row_far = far;
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) row_far |= any_far(load(row + v * kLanes));
+    if (part.mixed != 0 || row_far || hides) {
       find_tile_bias(work, part.mixed, tile, row);
       for (const NearGradient* i = near; i != near_end; ++i) {
         w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);

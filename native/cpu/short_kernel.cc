@@ -80,20 +80,20 @@ AB_INLINE void score_keys(const Work& w, const float* key, const float* biases, 
   const Vec none[NV] = {};
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) greatest[v] = Vec{} - kInfinity;
+  // Without biases there is no place of a key's.
+  const auto at = [biases](int32_t k)
+                      AB_INLINE_LAMBDA { return kStart == Start::kRow ? nullptr : biases + k * kQueries; };
   int32_t k = 0;
   if (kRows == 8 && w.keys % 8 != 0 && w.keys % 7 == 0) {
     for (; k < w.keys; k += 7) {
-      score_rows<7, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest,
-                                *w.ahead);
+      score_rows<7, NV, kStart>(&panel, 1, k, none, at(k), w.scores + k * kQueries, greatest, *w.ahead);
     }
   }
   for (; k + kRows <= w.keys; k += kRows) {
-    score_rows<kRows, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries,
-                                  greatest, *w.ahead);
+    score_rows<kRows, NV, kStart>(&panel, 1, k, none, at(k), w.scores + k * kQueries, greatest, *w.ahead);
   }
   for (; k < w.keys; ++k) {
-    score_rows<1, NV, kStart>(&panel, 1, k, none, biases + k * kQueries, w.scores + k * kQueries, greatest,
-                              *w.ahead);
+    score_rows<1, NV, kStart>(&panel, 1, k, none, at(k), w.scores + k * kQueries, greatest, *w.ahead);
   }
 }
 
@@ -102,7 +102,7 @@ template <int NV, bool kCareful, bool kFirst>
 AB_INLINE void output_part(const Work& w, const float* value, const float* biases, int32_t k) {
   const int32_t count = min_i32(w.keys - k, kPartKeys);
   const float* part = value + static_cast<int64_t>(k) * w.value_dim;
-  const float *scores = w.scores + k * kQueries, *bias = biases + k * kQueries;
+  const float *scores = w.scores + k * kQueries, *bias = biases ? biases + k * kQueries : nullptr;
   int32_t d = 0;
   for (; d + kRows <= w.value_dim; d += kRows) {
     output_rows<kRows, NV, kCareful, kFirst>(scores, bias, count, part + d, w.value_dim,

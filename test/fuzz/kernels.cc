@@ -14,6 +14,7 @@ namespace {
 // float32.
 float greatest_of(const std::string& name) {
   if (name == "weights") return 1;
+  if (name == "slopes") return 1e30f;  // times a distance
   if (name == "queryFactors" || name == "keyFactors") return 1e15f;
   return kGreatestFloat;
 }

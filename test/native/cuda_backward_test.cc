@@ -266,6 +266,7 @@ int main(int count, char** arguments) {
   timed("shared tensors", shared_tensors);
   timed("sums of terms", sums_of_terms);
   timed("hidden NaN", [&] { hidden_nan(check); });
+  timed("lowered scores", [&] { lowered_scores(check); });
   timed("great scores", [&] {
     great_scores([](const Case& c, Random& r) {
       check_gradients(c, r);

@@ -113,6 +113,26 @@ void hidden_nan(Check check) {
   }
 }
 
+// Calls check(case, random) where spatial terms lower scores: what is left out of them is above lse.
+template <class Check>
+void lowered_scores(Check check) {
+  Random r(23);
+  for (const int64_t queries : {1, 50}) {
+    for (const double strength : {-2.0, -9.0}) {
+      context = "a spatial term of strength " + show(strength) + ", queries " + std::to_string(queries);
+      auto c = make_case({2, 2, queries, 81}, 8, 8, r);
+      const auto center = [&] { return r.uniform(0, 8); };
+      const auto weight = [&] { return r.uniform(0.5f, 1); };
+      c->bias->add_spatial(strength,
+                           {{{0, {9, 9}, c->tensors.f32({2, queries, 2}, "centers", center)},
+                             4.0,
+                             c->tensors.f32({2, queries}, "weights", weight)}},
+                           "bias[0]");
+      check(*c, r);
+    }
+  }
+}
+
 // Calls check(case, random) where one key has all of a query's weight, under scores so great that the next
 // float32 of lse is many units away.
 template <class Check>
