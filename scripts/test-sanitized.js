@@ -1,0 +1,142 @@
+// Runs jest's tests, one file after another, on the addon built under sanitizers, with its CPU backend and its emulated CUDA
+// kernels. Arguments: address (AddressSanitizer, its leak check, UndefinedBehaviorSanitizer) or thread (ThreadSanitizer), then
+// names of test files; without any, all that are about the addon.
+//
+//   node scripts/test-sanitized.js address memory.test tensor.test
+//
+// Node and V8 are not built so. What is reported of them alone does not count (docs/sanitizers.md).
+'use strict';
+
+const { spawnSync } = require('node:child_process');
+const { mkdtempSync, readdirSync, readFileSync, rmSync } = require('node:fs');
+const { availableParallelism, tmpdir } = require('node:os');
+const { join } = require('node:path');
+
+const root = join(__dirname, '..');
+const addon = 'attention_bias.node';
+
+/** The tests about the addon. Those left out are about TypeScript alone, files, pages or speed. */
+const aboutTheAddon = [
+  'arguments',
+  'auto',
+  'backward',
+  'cuda',
+  'deformable',
+  'device',
+  'memory',
+  'multihead',
+  'numerics',
+  'operations',
+  'process',
+  'tensor',
+  'terms',
+];
+
+/** Not the tests that measure time or the size of the process: sanitizers change both. */
+const timed = '^(?!.*(leaves? memory flat|leaves the event loop free))';
+
+const sanitizers = {
+  address: {
+    folder: 'build-sanitize',
+    libraries: ['libasan.so', 'libubsan.so'],
+    environment: (reports) => ({
+      // A leak ends no process: it may be Node's. Errors do.
+      ASAN_OPTIONS: `detect_leaks=1:log_path=${reports}:abort_on_error=0`,
+      LSAN_OPTIONS: 'exitcode=0:max_leaks=0:report_objects=0',
+      UBSAN_OPTIONS: `print_stacktrace=1:log_path=${reports}`,
+    }),
+  },
+  thread: {
+    folder: 'build-tsan',
+    libraries: ['libtsan.so'],
+    environment: (reports) => ({
+      TSAN_OPTIONS: `log_path=${reports}:exitcode=0:report_signal_unsafe=0:history_size=5`,
+    }),
+  },
+};
+
+function run(command, args, options) {
+  const { status, signal, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', ...options });
+  if (error) throw error;
+  return status ?? signal;
+}
+
+function build(sanitizer, folder) {
+  const { include_dir: headers } = require('node-api-headers');
+  const configure = [
+    ['-S', root, '-B', join(root, folder)],
+    ['-DATTENTION_BIAS_TESTS=ON', '-DATTENTION_BIAS_CUDA=off', '-DATTENTION_BIAS_EMULATED=ON'],
+    [`-DATTENTION_BIAS_SANITIZE=${sanitizer}`, `-DCMAKE_JS_INC=${headers}`],
+  ];
+  const compile = [
+    '--build',
+    folder,
+    '--target',
+    'attention_bias',
+    '--parallel',
+    String(availableParallelism()),
+  ];
+  for (const args of [configure.flat(), compile]) {
+    const status = run('cmake', args);
+    if (status !== 0) process.exit(1);
+  }
+}
+
+/**
+ * The reports of one file that are about the addon, as texts. A leak is where the memory was taken by the addon's own code: the
+ * first frame that is neither the allocator's nor the standard library's.
+ */
+function reportsIn(text) {
+  const reports = text.split(/^(?==+$|(?:Direct|Indirect) leak of )/m);
+  return reports.filter((report) => {
+    if (!report.includes(addon)) return false;
+    if (!/^(Direct|Indirect) leak of /.test(report)) return true;
+    const frames = report.split('\n').filter((line) => /^\s+#\d+ /.test(line));
+    return frames.find((frame) => !/lib(asan|ubsan|stdc\+\+|c)\.so/.test(frame))?.includes(addon) ?? false;
+  });
+}
+
+function main([name, ...wanted]) {
+  const sanitizer = sanitizers[name];
+  if (!sanitizer) {
+    console.error(`expected address or thread for the first argument but received ${name ?? 'none'}`);
+    return 2;
+  }
+  build(name, sanitizer.folder);
+  const reports = mkdtempSync(join(tmpdir(), 'attention-bias-reports-'));
+  const libraries = sanitizer.libraries.map((library) =>
+    spawnSync('gcc', [`-print-file-name=${library}`], { encoding: 'utf8' }).stdout.trim(),
+  );
+  const env = {
+    ...process.env,
+    ...sanitizer.environment(join(reports, 'report')),
+    LD_PRELOAD: libraries.join(':'),
+    ATTENTION_BIAS_BINARY: join(root, sanitizer.folder, addon),
+    ATTENTION_BIAS_EMULATED_BINARY: join(root, sanitizer.folder, addon),
+    // The emulated devices would be taken for real ones.
+    ATTENTION_BIAS_DEVICE: 'cpu',
+  };
+  const names = wanted.length > 0 ? wanted : [...aboutTheAddon, 'soak'];
+  const files = names
+    .filter((each) => each !== 'soak')
+    .map((each) => `/${each.replace(/\.test$/, '')}\\.test\\.ts$`);
+  let failed = false;
+  if (files.length > 0) {
+    const jest = [require.resolve('jest/bin/jest'), '--runInBand', '--testTimeout=900000'];
+    failed = run(process.execPath, [...jest, `--testNamePattern=${timed}`, ...files], { env }) !== 0;
+  }
+  if (names.includes('soak')) {
+    const soak = ['test/process/soak.cjs', '--seconds', '60', '--allowance', 'Infinity'];
+    failed = run(process.execPath, soak, { env }) !== 0 || failed;
+  }
+  const all = readdirSync(reports).map((file) => readFileSync(join(reports, file), 'utf8'));
+  rmSync(reports, { recursive: true });
+  const ours = [...new Set(all.flatMap(reportsIn))];
+  for (const report of ours) console.error(report);
+  console.log(
+    `${name}: ${all.length} processes reported something, ${ours.length} reports are about the addon`,
+  );
+  return failed || ours.length > 0 ? 1 : 0;
+}
+
+process.exitCode = main(process.argv.slice(2));
