@@ -35,22 +35,25 @@ const aboutTheAddon = [
 /** Not the tests that measure time or the size of the process: sanitizers change both. */
 const timed = '^(?!.*(leaves? memory flat|leaves the event loop free))';
 
+// Too much memory is refused, as without a sanitizer; frames name their module.
+const common = 'allocator_may_return_null=1:stack_trace_format="    #%n %f %S %M"';
+
 const sanitizers = {
   address: {
     folder: 'build-sanitize',
     libraries: ['libasan.so', 'libubsan.so'],
     environment: (reports) => ({
       // A leak ends no process: it may be Node's. Errors do.
-      ASAN_OPTIONS: `detect_leaks=1:log_path=${reports}:abort_on_error=0`,
-      LSAN_OPTIONS: 'exitcode=0:max_leaks=0:report_objects=0',
-      UBSAN_OPTIONS: `print_stacktrace=1:log_path=${reports}`,
+      ASAN_OPTIONS: `${common}:detect_leaks=1:log_path=${reports}`,
+      LSAN_OPTIONS: 'exitcode=0',
+      UBSAN_OPTIONS: `${common}:print_stacktrace=1:log_path=${reports}`,
     }),
   },
   thread: {
     folder: 'build-tsan',
     libraries: ['libtsan.so'],
     environment: (reports) => ({
-      TSAN_OPTIONS: `log_path=${reports}:exitcode=0:report_signal_unsafe=0:history_size=5`,
+      TSAN_OPTIONS: `${common}:log_path=${reports}:exitcode=0:report_signal_unsafe=0:history_size=5`,
     }),
   },
 };
@@ -83,14 +86,15 @@ function build(sanitizer, folder) {
 }
 
 /**
- * The reports of one file that are about the addon, as texts. A leak is where the memory was taken by the addon's own code: the
- * first frame that is neither the allocator's nor the standard library's.
+ * The reports of one file that count, as texts. All errors of AddressSanitizer and UndefinedBehaviorSanitizer do, which end the
+ * process. A leak does where the addon's own code took the memory: the first frame that is neither the allocator's nor the
+ * standard library's. A race does where the addon is in it: of Node's own, ThreadSanitizer does not see what orders them.
  */
 function reportsIn(text) {
   const reports = text.split(/^(?==+$|(?:Direct|Indirect) leak of )/m);
   return reports.filter((report) => {
-    if (!report.includes(addon)) return false;
-    if (!/^(Direct|Indirect) leak of /.test(report)) return true;
+    if (/ERROR: AddressSanitizer|runtime error: /.test(report)) return true;
+    if (!/^(Direct|Indirect) leak of /.test(report)) return report.includes(addon);
     const frames = report.split('\n').filter((line) => /^\s+#\d+ /.test(line));
     return frames.find((frame) => !/lib(asan|ubsan|stdc\+\+|c)\.so/.test(frame))?.includes(addon) ?? false;
   });
