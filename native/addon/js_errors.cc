@@ -42,7 +42,7 @@ Napi::Error to_js(Napi::Env env, const Error& error) {
 }
 
 Error to_error(const std::exception& exception) {
-  // Not a copy, which would share its message with the exception: that one's last owner is a thread of the pool.
+  // Not a copy: that would share its message with the exception, which a thread of the pool frees.
   if (const Error* error = dynamic_cast<const Error*>(&exception)) return Error(error->code(), error->what());
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr) {
     return Error(ErrorCode::kMemory,
