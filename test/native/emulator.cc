@@ -18,8 +18,9 @@
 #define AB_SWITCHES
 #elif defined(AB_TSAN)
 #define AB_UNSANITIZED __attribute__((no_sanitize("thread")))
-// ThreadSanitizer is not told of fibres: those of a host thread take turns, so that they are one thread to it, and a
-// report's stack may name frames of another. What switches for good must not count as a frame that never ends.
+// ThreadSanitizer is not told of fibres: those of a host thread take turns, so that they are one thread to
+// it, and a report's stack may name frames of another. What switches for good must not count as a frame that
+// never ends.
 #define AB_SWITCHES __attribute__((noinline, no_sanitize("thread")))
 #else
 #define AB_UNSANITIZED
@@ -325,8 +326,10 @@ AB_SWITCHES void Machine::switch_to(Context& from, Context& to, bool for_good) {
 // stack.
 #if defined(AB_ASAN)
 __attribute__((no_sanitize("address")))
+#elif defined(AB_TSAN)
+__attribute__((no_sanitize("thread")))
 #endif
-AB_SWITCHES void enter_fibre() {
+void enter_fibre() {
   machine->arrived();
   machine->run_thread();
   machine->leave();
