@@ -94,18 +94,25 @@ function build(sanitizer, folder) {
   }
 }
 
+/** Whether the addon is the first in a stack but for the runtime's, the standard library's and the sanitizer's functions. */
+function isOfTheAddon(stack) {
+  const frames = stack.split('\n').filter((line) => /^\s+#\d+ /.test(line));
+  return (
+    frames.find((frame) => !/\(lib(asan|tsan|ubsan|stdc\+\+|c)\.so/.test(frame))?.includes(addon) ?? false
+  );
+}
+
 /**
  * The reports of one file that count, as texts. All errors of AddressSanitizer and UndefinedBehaviorSanitizer do, which end the
- * process. A leak does where the addon's own code took the memory: the first frame that is neither the allocator's nor the
- * standard library's. A race does where the addon is in it: of Node's own, ThreadSanitizer does not see what orders them.
+ * process. A leak does where the addon took the memory, and a race where one of the two accesses is the addon's: of Node's and
+ * V8's own, ThreadSanitizer does not see what orders them.
  */
 function reportsIn(text) {
   const reports = text.split(/^(?==+$|(?:Direct|Indirect) leak of )/m);
   return reports.filter((report) => {
     if (/ERROR: AddressSanitizer|runtime error: /.test(report)) return true;
-    if (!/^(Direct|Indirect) leak of /.test(report)) return report.includes(addon);
-    const frames = report.split('\n').filter((line) => /^\s+#\d+ /.test(line));
-    return frames.find((frame) => !/lib(asan|ubsan|stdc\+\+|c)\.so/.test(frame))?.includes(addon) ?? false;
+    const stacks = report.split('\n\n');
+    return stacks.some((stack) => !/^\s+(Location|Mutex|Thread) /.test(stack) && isOfTheAddon(stack));
   });
 }
 
