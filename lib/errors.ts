@@ -29,6 +29,13 @@ export function expected(code: ErrorCode, what: string, name: string, received: 
   return new AttentionBiasError(code, `expected ${what} for ${name} but received ${received}`);
 }
 
+/** A text without control characters and line breaks, which are written as JSON has them: for messages, which are one line. */
+export const visible = (text: string): string =>
+  text.replace(
+    /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+
 /** The codes of native errors (native/core/errors.h). */
 const nativeCodes: ReadonlySet<unknown> = new Set<ErrorCode>([
   'ERR_SHAPE',

@@ -1,5 +1,5 @@
 // Builds the native tests and runs them with ctest, where CMake is there. Options are passed on to CMake:
-//   node scripts/test-native.js -DATTENTION_BIAS_SANITIZE=ON
+//   node scripts/test-native.js -DATTENTION_BIAS_SANITIZE=address   (or thread)
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -8,7 +8,9 @@ const { join } = require('node:path');
 
 const root = join(__dirname, '..');
 const options = process.argv.slice(2);
-const folder = join(root, options.some((o) => o.includes('SANITIZE=ON')) ? 'build-sanitize' : 'build-tests');
+const [, sanitizer] = /SANITIZE=(\w+)/.exec(options.join(' ')) ?? [];
+const folders = { ON: 'build-sanitize', address: 'build-sanitize', thread: 'build-tsan' };
+const folder = join(root, folders[sanitizer] ?? 'build-tests');
 const jobs = String(availableParallelism());
 
 function run(command, ...args) {

@@ -135,7 +135,9 @@ describe.each(levels)('%s, bf16', (isa) => {
 });
 
 /** The CUDA backend upon the emulator (test/native/emulator.h), built by scripts/build-emulated.js where CMake is there. */
-const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node');
+const emulated =
+  process.env.ATTENTION_BIAS_EMULATED_BINARY ??
+  join(__dirname, '../build-emulated/Release/attention_bias.node');
 const canEmulate = spawnSync('cmake', ['--version']).status === 0;
 const precisions = ['f32', 'tf32', 'bf16'] as const;
 

@@ -22,7 +22,9 @@ import type { NativeBinding } from '../lib/binding.js';
 import type { NativeDevice } from '../lib/native-device.js';
 import type { BiasTerm, TensorLike } from '../lib/index.js';
 
-const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node');
+const emulated =
+  process.env.ATTENTION_BIAS_EMULATED_BINARY ??
+  join(__dirname, '../build-emulated/Release/attention_bias.node');
 const emulates = spawnSync('cmake', ['--version']).status === 0;
 // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon can't be imported
 const binding = (): NativeBinding => require(emulated) as NativeBinding;

@@ -70,6 +70,7 @@ describe('a line of a manifest', () => {
     [{ frame: 'f', dense: true }, 'window, features, router) for dense but received true'],
     [{ frame: 'f', job: 'j' }, 'expected a known field (job, key, tensors) for frame but received "f"'],
     [{ job: 'j', tensors: { q: 1 } }, 'or an object of .npy files by their tensors, for tensors'],
+    [{ frame: 'f', 'a\nb\u2028': 1 }, 'window, features, router) for a\\u000ab\\u2028 but received 1'],
     ['{"job": "j", "job": "k"}', 'received "job" a second time at column 14'],
   ])('%j is refused with the file, the line and the field', async (line, words) => {
     const error = await errorOf(() => parse(line, 6));

@@ -185,7 +185,9 @@ describe('arguments', () => {
   });
 });
 
-const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node');
+const emulated =
+  process.env.ATTENTION_BIAS_EMULATED_BINARY ??
+  join(__dirname, '../build-emulated/Release/attention_bias.node');
 const emulates = spawnSync('cmake', ['--version']).status === 0;
 
 (emulates ? test : test.skip)('CUDA, emulated: tensors in device memory, results there', async () => {

@@ -1,5 +1,5 @@
 import yargs from 'yargs';
-import { AttentionBiasError, type ErrorCode } from '../errors.js';
+import { AttentionBiasError, visible, type ErrorCode } from '../errors.js';
 import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
@@ -27,14 +27,8 @@ const MAX_LINE = 2000;
 
 /** One line of a sensible length: messages quote names and contents of files, which may hold anything. */
 function oneLine(text: string): string {
-  const visible = text
-    .slice(0, 2 * MAX_LINE)
-    .replace(/\s*[\r\n]+\s*/g, ' ')
-    .replace(
-      /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g,
-      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
-    );
-  return visible.length > MAX_LINE ? `${visible.slice(0, MAX_LINE)} …` : visible;
+  const line = visible(text.slice(0, 2 * MAX_LINE).replace(/\s*[\r\n]+\s*/g, ' '));
+  return line.length > MAX_LINE ? `${line.slice(0, MAX_LINE)} …` : line;
 }
 
 /** Runs the command line and sets the process's exit code. */

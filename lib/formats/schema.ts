@@ -1,7 +1,7 @@
 /** JSON files that follow a zod schema, with one sentence for each field that is wrong. */
 import { z } from 'zod';
 
-import { AttentionBiasError, expected } from '../errors.js';
+import { AttentionBiasError, expected, visible } from '../errors.js';
 import { readWhole } from './io.js';
 import { decodeUtf8, parseJson, showJson, type Json } from './json.js';
 
@@ -21,7 +21,7 @@ export function fields<Shape extends z.ZodRawShape>(shape: Shape) {
 /** A field's path as people write it: bias[0].segments[1].weights; `whole` for the file itself. */
 export function fieldPath(path: readonly PropertyKey[], whole: string): string {
   const part = (key: PropertyKey): string =>
-    typeof key === 'number' ? `[${key}]` : `.${String(key).slice(0, 80)}`;
+    typeof key === 'number' ? `[${key}]` : `.${visible(String(key).slice(0, 80))}`;
   const text = path.map(part).join('');
   return text.replace(/^\./, '') || whole;
 }

@@ -57,7 +57,8 @@ Napi::Error to_js(Napi::Env env, const Error& error) {
 }
 
 Error to_error(const std::exception& exception) {
-  if (const Error* error = dynamic_cast<const Error*>(&exception)) return *error;
+  // Not a copy: that would share its message with the exception, which a thread of the pool frees.
+  if (const Error* error = dynamic_cast<const Error*>(&exception)) return Error(error->code(), error->what());
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr) {
     return Error(ErrorCode::kMemory,
                  "expected memory for an operation's scratch but received none from the system");

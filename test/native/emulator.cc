@@ -15,8 +15,16 @@
 #include <sanitizer/common_interface_defs.h>
 // For the scheduler's hot paths, most of a test's time; what kernels touch stays watched.
 #define AB_UNSANITIZED __attribute__((no_sanitize("address"), no_sanitize("undefined")))
+#define AB_SWITCHES
+#elif defined(AB_TSAN)
+#define AB_UNSANITIZED __attribute__((no_sanitize("thread")))
+// ThreadSanitizer is not told of fibres: those of a host thread take turns, so that they are one thread to
+// it, and a report's stack may name frames of another. What switches for good must not count as a frame that
+// never ends.
+#define AB_SWITCHES __attribute__((noinline, no_sanitize("thread")))
 #else
 #define AB_UNSANITIZED
+#define AB_SWITCHES
 #endif
 
 // ---- the switch between stacks
@@ -69,7 +77,7 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 227 * 1024;  // of the largest device we build for
-#if defined(AB_ASAN)
+#if defined(AB_ASAN) || defined(AB_TSAN)
 constexpr size_t kStackBytes = 512 * 1024;  // redzones make frames large; pages never touched cost nothing
 #else
 constexpr size_t kStackBytes = 256 * 1024;
@@ -297,7 +305,7 @@ void Machine::prepare(Fibre& fibre) {
 }
 
 // Returns when someone switches back to `from`, never if `for_good`.
-void Machine::switch_to(Context& from, Context& to, bool for_good) {
+AB_SWITCHES void Machine::switch_to(Context& from, Context& to, bool for_good) {
   leaving_host_ = &from == &host_;
 #if defined(AB_ASAN)
   __sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake_stack, to.stack, to.stack_bytes);
@@ -318,6 +326,8 @@ void Machine::switch_to(Context& from, Context& to, bool for_good) {
 // stack.
 #if defined(AB_ASAN)
 __attribute__((no_sanitize("address")))
+#elif defined(AB_TSAN)
+__attribute__((no_sanitize("thread")))
 #endif
 void enter_fibre() {
   machine->arrived();
@@ -354,7 +364,7 @@ void Machine::run_thread() {
   fibre.site = {};
 }
 
-void Machine::leave() {
+AB_SWITCHES void Machine::leave() {
   Context& own = running->context;
   Fibre* then = cancelling_ || exception_ ? nullptr : next();
   running = then;

@@ -27,12 +27,16 @@
 #if !defined(AB_EMULATED)
 #define AB_EMULATED 1
 #endif
-// Built with AddressSanitizer.
+// Built with AddressSanitizer, or with ThreadSanitizer.
 #if defined(__SANITIZE_ADDRESS__)
 #define AB_ASAN 1
+#elif defined(__SANITIZE_THREAD__)
+#define AB_TSAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define AB_ASAN 1
+#elif __has_feature(thread_sanitizer)
+#define AB_TSAN 1
 #endif
 #endif
 #define AB_KERNEL inline
