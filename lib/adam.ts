@@ -4,6 +4,7 @@ import { describe } from './describe.js';
 import { expected } from './errors.js';
 import { Tensor, type TensorLike } from './tensor.js';
 
+/** Adam's settings, by the names and with the defaults of torch.optim.Adam. */
 export interface AdamOptions {
   /** default 1e-3 */
   learningRate?: number | undefined;

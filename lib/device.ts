@@ -8,6 +8,7 @@ import type { DType, DTypeOf, MemoryKind, Tensor, TensorLike, TypedArray } from 
  */
 export type Precision = 'f32' | 'tf32' | 'bf16';
 
+/** How a device is opened; what is left out is taken from the environment, then from the machine. */
 export interface OpenOptions {
   /**
    * `auto`: the first GPU, where there is one that computes a few small cases as the host does, else the CPU. A device that
@@ -23,6 +24,7 @@ export interface OpenOptions {
   memoryLimit?: number | undefined;
 }
 
+/** What a CPU device is. */
 export interface CpuInfo {
   readonly backend: 'cpu';
   /** the processor's name */
@@ -32,6 +34,7 @@ export interface CpuInfo {
   readonly threads: number;
 }
 
+/** What a CUDA device is. */
 export interface CudaInfo {
   readonly backend: 'cuda';
   /** the GPU's name */
@@ -42,6 +45,7 @@ export interface CudaInfo {
   readonly multiprocessors: number;
   readonly memoryBytes: number;
 }
+/** What a device is; `backend` tells which. */
 export type DeviceInfo = CpuInfo | CudaInfo;
 
 /** A device's memory, in bytes. */
@@ -63,6 +67,7 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Where results go, for operations that can leave them on the device. */
 export interface ResultOptions {
   /**
    * where new results are: default `device` for an operation whose first tensor (`query`, `input`, `features`,
@@ -90,6 +95,7 @@ export interface AttentionArgs extends CallOptions, ResultOptions {
   lse?: TensorLike | undefined;
 }
 
+/** Results of `attention`, float32. */
 export interface AttentionResult {
   /** float32 [B, H, Q, Dv]; 0 for a query that sees no key */
   out: Tensor;
@@ -150,6 +156,7 @@ export type GradientsOf<Term extends BiasTerm> = BiasTerm extends Term
             ? Required<Pick<TermGradients, 'slopes'>>
             : Record<string, never>;
 
+/** Gradients of `attentionBackward`, float32, in the shapes of what they are by. */
 export interface BackwardResult<Terms extends readonly BiasTerm[] = readonly BiasTerm[]> extends Disposable {
   /** float32 [B, H, Q, D]; 0 for a query that sees no key */
   query: Tensor;
@@ -245,6 +252,7 @@ export interface RouterBackwardArgs extends CallOptions, ResultOptions {
   outputsFirst?: boolean | undefined;
 }
 
+/** Gradients of `routerBackward`, float32. */
 export interface RouterBackwardResult extends Disposable {
   /** float32 [B, Q, E] */
   features: Tensor;
@@ -271,6 +279,7 @@ export interface ProjectArgs extends CallOptions, ResultOptions {
   bevShape: readonly [number, number];
 }
 
+/** Results of `project`, float32, in cells. */
 export interface ProjectResult {
   /** float32 [B, Q, 2] (y, x): BEV cells, floored, not clamped */
   bevCenters: Tensor;
@@ -292,6 +301,7 @@ export interface DeformableArgs extends CallOptions, ResultOptions {
   out?: TensorLike | undefined;
 }
 
+/** Arguments of `deformableBackward`: those of `deformable`, and the gradient by its output. */
 export interface DeformableBackwardArgs extends Omit<DeformableArgs, 'out'> {
   /** float32 [B, Q, H·D], the gradient of what is differentiated by `out` */
   gradOut: TensorLike;
@@ -302,6 +312,7 @@ export interface DeformableBackwardArgs extends Omit<DeformableArgs, 'out'> {
   deterministic?: boolean | undefined;
 }
 
+/** Gradients of `deformableBackward`, float32. */
 export interface DeformableGradients {
   /** float32 [B, S, H, D] */
   value: Tensor;
@@ -397,7 +408,9 @@ export interface Device extends Disposable {
    * pass. B or H is 1 when no term depends on it by type and tensor shape.
    */
   bias(args: BiasArgs & { dtype: 'bfloat16' }): Promise<Tensor<'bfloat16'>>;
+  /** The same in float32, as without `dtype`. */
   bias(args: BiasArgs & { dtype?: 'float32' | undefined }): Promise<Tensor>;
+  /** The same in the dtype that `dtype` names. */
   bias(args: BiasArgs): Promise<Tensor<'float32' | 'bfloat16'>>;
 
   /** input·weightᵀ + bias: torch.nn.Linear, [.., N] in float32 whatever the device's precision. */

@@ -257,7 +257,8 @@ export async function loadJob(
   const checked = options.job ?? (await readJob(path, { signal }));
   const uses = usesOf(checked);
   return about(path, async () => {
-    const own = checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors, options.root);
+    const own =
+      checked.tensors === undefined ? undefined : resolveTensors(path, checked.tensors, options.root);
     checkLearnableNames(checked, uses);
     const loaded = await loadTensors(uses, options.tensors ?? own, { signal, allocate });
     const tensors = [...loaded.values()];

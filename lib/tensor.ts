@@ -7,6 +7,7 @@ import type { NativeBinding, NativeDeviceBuffer } from './binding.js';
 /** Element types. bfloat16 is the upper half of a float32, as its bits. */
 export type DType = 'float32' | 'int32' | 'uint8' | 'bfloat16';
 
+/** Arrays that tensors lie in: float32, int32, uint8, and uint16 for bfloat16. */
 export type TypedArray = Float32Array | Int32Array | Uint8Array | Uint16Array;
 
 /** The typed array that holds a dtype. */
@@ -156,6 +157,7 @@ export class Tensor<D extends DType = 'float32'> implements Disposable {
     if (used) this.#owner.release?.();
   }
 
+  /** The same as `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -67,6 +67,7 @@ export interface ModalityTerm<T = TensorLike> {
   segments: readonly ModalitySegment<T>[];
 }
 
+/** Keys of one sensor, and how much each query trusts it. */
 export interface ModalitySegment<T = TensorLike> {
   /** first key */
   start: number;
@@ -88,6 +89,7 @@ export interface SpatialTerm<T = TensorLike> {
   segments: readonly SpatialSegment<T>[];
 }
 
+/** Keys that are cells of a grid, and where each query lies in it. */
 export interface SpatialSegment<T = TensorLike> {
   /** first key */
   start: number;
@@ -107,6 +109,7 @@ export interface WindowTerm<T = TensorLike> {
   segments: readonly WindowSegment<T>[];
 }
 
+/** Keys that are cells of a grid, of which a query sees a window. */
 export interface WindowSegment<T = TensorLike> {
   /** first key */
   start: number;

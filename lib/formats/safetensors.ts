@@ -53,6 +53,7 @@ const DTYPE_BITS: ReadonlyMap<string, number> = new Map([
   ['U64', 64],
 ]);
 
+/** A tensor of a file, as its header has it. */
 export interface SafetensorsEntry {
   /** the format's name: F32, BF16, BOOL, … */
   readonly dtype: string;
@@ -61,6 +62,7 @@ export interface SafetensorsEntry {
   readonly offsets: readonly [number, number];
 }
 
+/** What the header of a safetensors file says. */
 export interface SafetensorsHeader {
   readonly tensors: ReadonlyMap<string, SafetensorsEntry>;
   readonly metadata: ReadonlyMap<string, string>;
@@ -73,12 +75,14 @@ export interface ReadOptions {
   allocate?: Allocate | undefined;
 }
 
+/** A safetensors file that is open: its header is checked, its tensors are read when they are asked for. */
 export interface SafetensorsFile extends SafetensorsHeader, AsyncDisposable {
   readonly path: string;
   /** One tensor: F32, I32, U8 or BOOL (as uint8), BF16. ERR_VALUE for a name that isn't there, ERR_DTYPE for another dtype. */
   read(name: string, options?: ReadOptions): Promise<HostTensor>;
   /** One tensor as float32: F32, or F16, BF16, F64 converted. Errors as `read`. */
   readFloat32(name: string, options?: ReadOptions): Promise<HostTensor<'float32'>>;
+  /** Closes the file; tensors that were read stay. */
   close(): Promise<void>;
 }
 

@@ -1,6 +1,7 @@
 /** What a frame's computation depends on beside the frame itself. */
 import { expected } from '../errors.js';
 
+/** A frame's queries and their bias. */
 export interface FrameSettings {
   /** object queries: boxes first, then a spread; 1 to 1,000,000 */
   readonly queries: number;

@@ -58,6 +58,7 @@ export async function measureSample(
   };
 }
 
+/** The run that is asked about. */
 export interface EstimateTarget {
   /** items of the run */
   readonly items: number;
@@ -72,6 +73,7 @@ export interface Estimated {
   readonly high: number;
 }
 
+/** What a run would take, with the assumptions that it rests on. */
 export interface Estimate {
   readonly items: number;
   /** items that were timed */

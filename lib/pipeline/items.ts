@@ -23,6 +23,7 @@ import { poolSize, prepareInThread } from './prepare-pool.js';
 import { ReusedMemory } from './reused-memory.js';
 import { requireCount } from './stages.js';
 
+/** On what and within which bounds items are computed, and what of them is given. */
 export interface ComputeOptions {
   readonly device: Device;
   /** of frames, where the item says nothing else; default: 900 queries, seed 1, strength 5, no window */
@@ -44,6 +45,7 @@ export interface ComputeOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** An item computed. */
 export interface ItemResult {
   readonly item: ManifestItem;
   /** by name: those of frame.safetensors for a frame, those of `runJob` for a job */
@@ -56,6 +58,7 @@ export interface ItemResult {
   readonly ms: Readonly<Record<string, number>>;
 }
 
+/** An item that failed, and where. */
 export interface ItemFailure {
   readonly item: ManifestItem;
   readonly error: AttentionBiasError;
@@ -64,6 +67,7 @@ export interface ItemFailure {
   readonly ms: Readonly<Record<string, number>>;
 }
 
+/** An item computed, or failed; `ok` tells which. */
 export type ItemOutcome = ({ readonly ok: true } & ItemResult) | ({ readonly ok: false } & ItemFailure);
 
 /** Outcomes of items, to be iterated once. */

@@ -17,6 +17,7 @@ interface Rooted {
   readonly root?: string | undefined;
 }
 
+/** A line of a manifest that names a frame. */
 export interface FrameItem extends Rooted {
   readonly kind: 'frame';
   /** place in the manifest, from 0 */
@@ -28,6 +29,7 @@ export interface FrameItem extends Rooted {
   readonly options: FrameOverrides;
 }
 
+/** A line of a manifest that names a job. */
 export interface JobItem extends Rooted {
   readonly kind: 'job';
   /** place in the manifest, from 0 */
@@ -40,4 +42,5 @@ export interface JobItem extends Rooted {
   readonly tensors?: string | Readonly<Record<string, string>> | undefined;
 }
 
+/** A line of a manifest, with its paths resolved; `kind` tells which. */
 export type ManifestItem = FrameItem | JobItem;

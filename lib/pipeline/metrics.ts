@@ -26,6 +26,7 @@ export const metricsOptions = {
   },
 } as const satisfies Record<string, Options>;
 
+/** Where the Prometheus endpoint listens. */
 export interface MetricsOptions {
   /** 0 to 65535; 0 takes a free one */
   readonly port: number;
@@ -35,6 +36,7 @@ export interface MetricsOptions {
   readonly trouble?: (() => string | undefined) | undefined;
 }
 
+/** A Prometheus endpoint that is open. */
 export interface MetricsServer {
   /** such as `http://127.0.0.1:9464` */
   readonly url: string;

@@ -240,6 +240,7 @@ const writers: Record<ShardFormat, OpenShardWriter> = {
   npz: openNpzShard,
 };
 
+/** On what a shard is computed, and who is told of it. */
 export interface ShardContext {
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
@@ -252,6 +253,7 @@ export interface ShardContext {
   readonly maxBytes?: number | undefined;
 }
 
+/** What became of a shard. */
 export interface ShardResult {
   readonly index: number;
   /** absolute path of the shard */

@@ -8,6 +8,7 @@ import { parseJson } from '../formats/json.js';
 import { boolean, checkWith, integer, number, readWith } from '../formats/schema.js';
 
 export const shardFormats = ['tar', 'safetensors', 'npz'] as const;
+/** File formats of shards: WebDataset tar, safetensors or npz. */
 export type ShardFormat = (typeof shardFormats)[number];
 
 export const shardDtypes = ['f32', 'f16', 'bf16'] as const;

@@ -4,6 +4,7 @@ import { describe } from '../describe.js';
 import { AttentionBiasError, expected } from '../errors.js';
 import { requireSignal } from '../signal.js';
 
+/** What a stage is given beside its item. */
 export interface StageContext {
   /** the pipeline's; ERR_DEVICE where it was given none */
   readonly device: Device;
@@ -16,6 +17,7 @@ export interface StageContext {
 /** One step of an item's way. What it throws makes the item a failure. */
 export type StageFunction<In, Out> = (item: In, context: StageContext) => Out | PromiseLike<Out>;
 
+/** A stage with a name and bounds of its own. */
 export interface NamedStage<In, Out> {
   /** in statistics and failures; each once in a pipeline */
   readonly name: string;
@@ -27,6 +29,7 @@ export interface NamedStage<In, Out> {
 /** A function, whose name is the stage's, or one with a name and a bound. */
 export type Stage<In, Out> = StageFunction<In, Out> | NamedStage<In, Out>;
 
+/** Bounds and stages of a `pipeline`. */
 export interface PipelineOptions<In> {
   /** what stages compute on; it stays open */
   readonly device?: Device | undefined;
@@ -72,6 +75,7 @@ export type Outcome<In, Out> =
     }
   | ({ readonly ok: false } & Failure<In>);
 
+/** What a stage has done so far. */
 export interface StageStats {
   readonly name: string;
   /** items that passed it */
@@ -83,6 +87,7 @@ export interface StageStats {
   readonly totalMs: number;
 }
 
+/** What a pipeline has done so far, in items, bytes and milliseconds. */
 export interface PipelineStats {
   /** milliseconds from the first request for a result until now, or to the end */
   readonly wallMs: number;

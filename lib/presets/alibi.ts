@@ -26,6 +26,7 @@ export function alibiSlopes(heads: number): FloatTensor {
   return slopes;
 }
 
+/** Arguments of `alibiTerms`. */
 export interface AlibiArgs {
   heads: number;
   /** whether later keys are hidden, as in the paper's language models; default true */

@@ -12,6 +12,7 @@ import type { DenoisingPlan } from './denoising.js';
 import { momeLocalMask } from './mome.js';
 import { sensorKeys, type BySensor, type SensorGrids } from './sensors.js';
 
+/** Arguments of `aqrTerms`. */
 export interface AqrArgs {
   grids?: SensorGrids | undefined;
   /**
@@ -39,6 +40,7 @@ export interface AqrArgs {
   denoising?: DenoisingPlan | undefined;
 }
 
+/** Terms of a decoder layer's two attentions. */
 export interface DecoderTerms {
   /** of cross-attention [B, heads, Q, keys of both sensors] */
   crossAttention: BiasTerm[];
@@ -106,6 +108,7 @@ export function aqrTerms(args: AqrArgs): DecoderTerms {
 /** Every weight of a fresh router is sigmoid(1.5) = 0.8176: both sensors are trusted, and trusted alike. */
 const FRESH_BIAS = 1.5;
 
+/** Parameters of a router before training. */
 export interface FreshRouter {
   /** [2, embed], zeros */
   weight: FloatTensor;

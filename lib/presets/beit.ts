@@ -7,6 +7,7 @@ import type { BiasTerm } from '../terms.js';
 import { requireIntegers, requireShape, type Size } from './check.js';
 import { relativePositionRows } from './relative-position.js';
 
+/** Arguments of `beitTerms`. */
 export interface BeitArgs {
   /** [h, w] of the image in patches: 14 × 14 for 224 pixels and patches of 16 */
   window: Size;

@@ -9,6 +9,7 @@ import type { LowRankTerm } from '../terms.js';
 import { floatTensor, requireFloats, requireInteger, requireShape, type FloatTensor } from './check.js';
 import { splitHeads } from './heads.js';
 
+/** Arguments of `sineEmbedding`. */
 export interface SineEmbeddingArgs {
   /** float32 [B, Q, 2] (x, y) in [0, 1]: reference points, after their sigmoid */
   points: TensorLike;
@@ -50,6 +51,7 @@ export function sineEmbedding({
   return out;
 }
 
+/** Arguments of `conditionalSpatialQuery`. */
 export interface SpatialQueryArgs extends SineEmbeddingArgs {
   /**
    * float32 [B, Q, channels]: what the transformation (an MLP of two layers) makes of the decoder embedding. Left out in the
@@ -73,6 +75,7 @@ export function conditionalSpatialQuery({ transformation, ...args }: SpatialQuer
   return embedding;
 }
 
+/** Arguments of `conditionalAttention`. */
 export interface ConditionalAttentionArgs {
   heads: number;
   /** float32 [B, Q, E]: projected decoder embedding (in the first layer plus the projected query position) */

@@ -20,6 +20,7 @@ import {
 /** What the layer takes of a `Device`. */
 export type DeformableDevice = Pick<Device, 'linear' | 'deformable'>;
 
+/** Parameters of a linear layer, torch.nn.Linear’s. */
 export interface Linear {
   /** float32 [outputs, inputs] */
   weight: TensorLike;
@@ -39,6 +40,7 @@ export interface DeformableWeights {
   outputProj: Linear;
 }
 
+/** Arguments of `deformableAttention`. */
 export interface DeformableAttentionArgs extends DeformableWeights {
   /** float32 [B, Q, E]: queries, with their positions already added */
   query: TensorLike;
@@ -133,6 +135,7 @@ function softmaxRows(data: Float32Array, size: number): void {
   }
 }
 
+/** Arguments of `deformableLocations`. H heads, L levels, P points. */
 export interface DeformableLocationsArgs {
   /** float32 [B, Q, H, L, P, 2] (x, y) */
   offsets: TensorLike;
@@ -180,6 +183,7 @@ export function deformableLocations(args: DeformableLocationsArgs): FloatTensor 
   return out;
 }
 
+/** Arguments of `freshDeformable`. */
 export interface FreshDeformableArgs {
   /** E, a multiple of `heads`; default 256 */
   embed?: number | undefined;

@@ -18,6 +18,7 @@ import {
 } from './check.js';
 import type { TensorLike } from '../tensor.js';
 
+/** Arguments of `denoisingPlan`. */
 export interface DenoisingArgs {
   /** ground-truth boxes of each image of the batch */
   boxCounts: readonly number[];
@@ -114,6 +115,7 @@ export function denoisingPlan(args: DenoisingArgs): DenoisingPlan {
   return { groups, groupSize, denoisingQueries, length, batch: counts.length, images, places, boxes, terms };
 }
 
+/** Arguments of `denoisingQueries`. C channels. */
 export interface DenoisingQueriesArgs {
   /** float32 [groups·boxes, C], in the plan's order: embeddings of noised labels, or noised boxes or centres */
   noised: TensorLike;

@@ -17,6 +17,7 @@ import {
 } from './check.js';
 import { sensorKeys, type BySensor, type SensorGrids } from './sensors.js';
 
+/** Arguments of `momeLocalMask`. */
 export interface LocalMaskArgs {
   grids?: SensorGrids | undefined;
   /** float32 [B, Q, 2] (y, x) in cells, of `device.project` */
@@ -89,12 +90,14 @@ export function momeRoute(logits: TensorLike): HostArray<Int32Array<ArrayBuffer>
   return { data: experts, shape: shape.slice(0, 2) };
 }
 
+/** Arguments of `momeExpertTerms`. */
 export interface ExpertTermsArgs {
   grids?: SensorGrids | undefined;
   /** int32 [B, Q] in host memory: indices into `momeExperts`, as `momeRoute` gives them */
   experts: HostArray<Int32Array>;
 }
 
+/** Terms of a decoder layer's two attentions, where each query has an expert. */
 export interface ExpertTerms {
   /** of cross-attention [B, heads, Q, keys of both sensors]: a query sees the features of its expert */
   crossAttention: BiasTerm[];

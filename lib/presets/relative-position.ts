@@ -6,6 +6,7 @@ export function relativePositionRows([height, width]: Size, clsToken: boolean): 
   return (2 * height - 1) * (2 * width - 1) + (clsToken ? 3 : 0);
 }
 
+/** Which row of a relative-position table each pair of tokens takes. */
 export interface RelativePositionIndex {
   /** [N, N], row-major: the table's row for query q and key k */
   readonly data: Int32Array<ArrayBuffer>;

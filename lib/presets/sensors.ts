@@ -2,6 +2,7 @@
 import { BEV_SHAPE, FEATURE_SHAPE } from '../frame/geometry.js';
 import { requireIntegers, type Size } from './check.js';
 
+/** Sizes of the grids that keys are cells of. */
 export interface SensorGrids {
   /** [rows, columns] of the bird's-eye view; default [180, 180] */
   bev?: Size | undefined;
@@ -9,6 +10,7 @@ export interface SensorGrids {
   cameras?: readonly [number, number, number] | undefined;
 }
 
+/** Grids with defaults filled in, and how many keys they have: BEV cells first, then those of the cameras. */
 export interface SensorKeys {
   readonly bev: [number, number];
   readonly cameras: [number, number, number];
@@ -24,6 +26,7 @@ export interface BySensor {
   camera: number;
 }
 
+/** The grids with defaults filled in, and their numbers of keys. ERR_VALUE */
 export function sensorKeys(grids: SensorGrids = {}): SensorKeys {
   const bev = requireIntegers(grids.bev ?? BEV_SHAPE, 2, 1, 'grids.bev') as [number, number];
   const cameras = requireIntegers(grids.cameras ?? [6, ...FEATURE_SHAPE], 3, 1, 'grids.cameras');

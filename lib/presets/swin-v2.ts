@@ -13,6 +13,7 @@ const MAX_LOGIT_SCALE = 100;
 /** Below it a vector's length counts as this, as in `torch.nn.functional.normalize`. */
 const LEAST_NORM = 1e-12;
 
+/** Arguments of `swinV2Coordinates`. */
 export interface SwinV2CoordinatesArgs {
   /** [Mh, Mw] in tokens */
   window: Size;
@@ -50,6 +51,7 @@ export function swinV2Coordinates({ window, pretrainedWindow }: SwinV2Coordinate
   return out;
 }
 
+/** Arguments of `swinV2Table`. */
 export interface SwinV2TableArgs extends SwinV2CoordinatesArgs {
   /** float32 [hidden, 2]: `cpb_mlp.0.weight` of a checkpoint, hidden 512 */
   weight1: TensorLike;
@@ -106,6 +108,7 @@ function normalized(
   return out;
 }
 
+/** Arguments of `swinV2Cosine`. */
 export interface SwinV2CosineArgs {
   /** float32 [B·nW, heads, Mh·Mw, D] in host memory */
   query: TensorLike;

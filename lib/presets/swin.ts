@@ -10,6 +10,7 @@ import type { BiasTerm, ShiftedWindowTerm } from '../terms.js';
 import { requireData, requireIntegers, requireShape, type HostArray, type Size } from './check.js';
 import { relativePositionRows } from './relative-position.js';
 
+/** How a feature map is cut into windows. */
 export interface WindowLayout {
   /** [H, W] of the map in tokens, a multiple of the window */
   resolution: Size;
@@ -123,6 +124,7 @@ export function windowReverse<A extends TypedArray>(windows: HostArray<A>, args:
   return { data: map, shape: [rows / count, height, width, channels] };
 }
 
+/** Arguments of `swinTerms`. */
 export interface SwinArgs extends WindowLayout {
   /**
    * float32 [(2Mh−1)(2Mw−1), heads]: `relative_position_bias_table` of a Swin checkpoint, or what `swinV2Table` makes;

@@ -70,6 +70,7 @@ export interface ShardEvent extends Ended {
   readonly format: string;
 }
 
+/** What a subscriber of any of the channels is given. */
 export type TelemetryEvent = OperationEvent | StageEvent | ItemEvent | ShardEvent;
 
 /** What an event is of, in one word of few: for names of spans and for labels. */

@@ -64,6 +64,7 @@ const sizes: Readonly<Record<Operation, (size: Size, args: Record<string, unknow
   toHost: none,
 };
 
+/** Names of the operations that are told of: each has a channel `attention-bias:NAME` of node:diagnostics_channel. */
 export const operations = Object.keys(sizes) as readonly Operation[];
 
 const withPrecision: ReadonlySet<Operation> = new Set(['attention', 'attentionBackward', 'multihead']);
