@@ -22,7 +22,7 @@
     'cflags': ['-fvisibility=hidden', '-Wall', '-Wextra'],
     'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
     'cflags_cc': ['-std=c++17', '-fexceptions', '-fvisibility-inlines-hidden'],
-    'ldflags': ['-Wl,--exclude-libs,ALL'],
+    'ldflags': ['-Wl,--exclude-libs,ALL', '-Wl,--version-script=<(module_root_dir)/cmake/exports.map'],
     'xcode_settings': {
       'GCC_ENABLE_CPP_EXCEPTIONS': 'YES',
       'CLANG_CXX_LANGUAGE_STANDARD': 'c++17',
