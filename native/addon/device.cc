@@ -2,7 +2,6 @@
 
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include "addon/calls.h"
 #include "addon/environment.h"
@@ -16,7 +15,9 @@ namespace {
 
 constexpr int64_t kMaxThreads = 1024;
 
-Error closed_error() { return expected(ErrorCode::kDevice, "an open device", "the call", "a closed one"); }
+constexpr const char* kClosed = "expected an open device for the call but received a closed one";
+
+Error closed_error() { return Error(ErrorCode::kDevice, kClosed); }
 
 int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int64Value(); }
 
@@ -60,10 +61,9 @@ Device::Device(const Napi::CallbackInfo& info)
       backend = cuda::make_backend(static_cast<int>(ordinal), limit);
     }
     try {
-      dispatcher_ = std::make_unique<Dispatcher>(std::move(backend),
-                                                 [this, environment = environment_](Operation* operation) {
-                                                   environment->post_finished(this, operation);
-                                                 });
+      dispatcher_ = std::make_unique<Dispatcher>(
+          std::move(backend),
+          [environment = environment_](Operation* operation) { environment->post_finished(operation); });
     } catch (const std::system_error&) {
       throw expected(ErrorCode::kDevice, "one thread more", "the device", "none from the system");
     }
@@ -84,8 +84,13 @@ Napi::Value Device::start(const Napi::CallbackInfo& info, const char* name, Read
     auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(), maker());
     if (closed_) throw closed_error();  // by a getter of the arguments
     const Napi::Promise promise = operation->promise();
-    dispatcher_->push(operation.get());
-    operations_[id] = std::move(operation);
+    const auto entry = operations_.emplace(id, std::move(operation)).first;
+    try {
+      dispatcher_->push(entry->second.get());
+    } catch (...) {
+      operations_.erase(entry);
+      throw;
+    }
     environment_->operation_started();
     Ref();  // a device with operations under way is not garbage
     return promise;
@@ -134,21 +139,22 @@ std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
   return operation;
 }
 
-void Device::finish(Operation* operation) {
+bool Device::finish(const Operation* operation) {
   for (auto entry = operations_.begin(); entry != operations_.end(); ++entry) {
     if (entry->second.get() != operation) continue;
     const Napi::Env env = Env();
     Buffers& buffers = environment_->buffers();
     remove(entry)->finish(env, &buffers);
-    return;
+    return true;
   }
+  return false;
 }
 
 void Device::abort(const Napi::CallbackInfo& info) {
   const auto entry = operations_.find(operation_id(info));
   if (entry == operations_.end()) return;
   if (dispatcher_->remove(entry->second.get())) {
-    remove(entry)->reject(info.Env(), aborted_error());
+    remove(entry)->reject(info.Env(), ErrorCode::kAborted, kAborted);
   } else {
     entry->second->abort();
   }
@@ -157,12 +163,12 @@ void Device::abort(const Napi::CallbackInfo& info) {
 void Device::close(const Napi::CallbackInfo& info) {
   if (closed_) return;
   closed_ = true;
-  std::vector<int64_t> queued;
-  for (const auto& [id, operation] : operations_) {
-    if (dispatcher_->remove(operation.get())) queued.push_back(id);
-  }
-  for (const int64_t id : queued) remove(operations_.find(id))->reject(info.Env(), closed_error());
   if (operations_.empty()) dispatcher_.reset();
+  for (auto entry = operations_.begin(); entry != operations_.end();) {
+    const auto queued = entry++;
+    if (!dispatcher_->remove(queued->second.get())) continue;
+    remove(queued)->reject(info.Env(), ErrorCode::kDevice, kClosed);
+  }
 }
 
 void Device::teardown() {

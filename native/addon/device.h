@@ -21,8 +21,8 @@ class Device : public Napi::ObjectWrap<Device> {
   explicit Device(const Napi::CallbackInfo& info);
   ~Device() override;
 
-  // An operation has run.
-  void finish(Operation* operation);
+  // An operation has run. False where it is none of this device's.
+  bool finish(const Operation* operation);
   // The environment goes: stops all threads, drops all operations without settling their promises.
   void teardown();
 

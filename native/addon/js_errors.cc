@@ -1,6 +1,8 @@
 #include "addon/js_errors.h"
 
 #include <cstring>
+#include <new>
+#include <stdexcept>
 
 namespace attention_bias::addon {
 
@@ -35,19 +37,24 @@ std::string describe_array(const Napi::Array& array, bool nested) {
 
 }  // namespace
 
-Napi::Error to_js(Napi::Env env, const Error& error) {
-  Napi::Error result = Napi::Error::New(env, error.what());
-  result.Set("code", Napi::String::New(env, error_code_name(error.code())));
+Napi::Error to_js(Napi::Env env, ErrorCode code, const char* message) {
+  Napi::Error result = Napi::Error::New(env, message);
+  result.Set("code", Napi::String::New(env, error_code_name(code)));
   return result;
 }
 
-Error to_error(const std::exception& exception) {
-  if (const Error* error = dynamic_cast<const Error*>(&exception)) return *error;
-  if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr) {
-    return Error(ErrorCode::kMemory,
-                 "expected memory for an operation's scratch but received none from the system");
+Napi::Error to_js(Napi::Env env, const std::exception& exception) {
+  if (const Error* error = dynamic_cast<const Error*>(&exception)) {
+    return to_js(env, error->code(), error->what());
   }
-  return Error(ErrorCode::kDevice, exception.what());
+  // A request that std::vector refuses by its size is one of memory too.
+  if (dynamic_cast<const std::bad_alloc*>(&exception) || dynamic_cast<const std::length_error*>(&exception)) {
+    return to_js(
+        env, ErrorCode::kMemory,
+        "expected memory for an operation's scratch but received none from the system: free some, or "
+        "let fewer operations run at once");
+  }
+  return to_js(env, ErrorCode::kDevice, exception.what());
 }
 
 std::string describe(Napi::Value value) {

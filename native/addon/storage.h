@@ -41,12 +41,13 @@ class Storage {
   const MemorySource* source() const { return source_.get(); }
 
  private:
-  Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemorySource> source,
-          std::shared_ptr<MemoryAccount> account);
+  // Of nothing yet.
+  Storage(size_t bytes, std::shared_ptr<MemorySource> source);
+  void own(void* data, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account) noexcept;
 
-  void* data_;
+  void* data_ = nullptr;
   size_t bytes_;
-  size_t mapped_bytes_;  // 0: from the heap
+  size_t mapped_bytes_ = 0;  // 0: from the heap
   std::shared_ptr<MemorySource> source_;
   std::shared_ptr<MemoryAccount> account_;  // null: not counted
 };

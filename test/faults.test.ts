@@ -1,0 +1,198 @@
+// What a fault in the middle of an operation comes to for a user: the n-th request for memory or for a thread fails, or the
+// n-th call of an emulated device, for each n. The addon with the emulated CUDA part has the faults (test/native/faults.h).
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+
+import { AttentionBiasError } from '../lib/errors.js';
+import { native } from '../lib/native.js';
+import { open } from '../lib/open.js';
+import { Tensor } from '../lib/tensor.js';
+import type { Device } from '../lib/index.js';
+
+const emulates = spawnSync('cmake', ['--version']).status === 0;
+process.env.ATTENTION_BIAS_BINARY = join(__dirname, '../build-emulated/Release/attention_bias.node');
+
+type Faults = (kind?: 'memory' | 'thread' | 'deviceMemory' | 'device', n?: number, fault?: string) => number;
+const faults: Faults = (...args) => (native() as unknown as { faults: Faults }).faults(...args);
+
+type Operation = (args: unknown) => Promise<unknown>;
+// eslint-disable-next-line @typescript-eslint/no-require-imports -- shared with programs that are not compiled
+const { operations } = require('./process/operations.cjs') as {
+  operations: (size: number) => Record<string, unknown>;
+};
+const names = emulates ? Object.keys(operations(1)) : [];
+
+/** Every number that a result holds; its tensors are disposed. */
+function numbers(result: unknown): number[] {
+  if (result instanceof Tensor) {
+    const data = Array.from(result.data);
+    result.dispose();
+    return data;
+  }
+  if (typeof result !== 'object' || result === null) return [];
+  return Object.values(result).flatMap(numbers);
+}
+
+const run = async (device: Device, name: string, args: unknown): Promise<number[]> =>
+  numbers(await (device as unknown as Record<string, Operation>)[name]!(args));
+
+/** The error of a run, or what it gave. */
+async function attempt(device: Device, name: string, args: unknown): Promise<AttentionBiasError | number[]> {
+  try {
+    return await run(device, name, args);
+  } catch (error) {
+    if (error instanceof AttentionBiasError) return error;
+    throw new Error(`not an AttentionBiasError: ${String(error)}`, { cause: error });
+  }
+}
+
+(emulates ? describe : describe.skip)('faults', () => {
+  afterEach(() => {
+    faults();
+  });
+
+  describe.each(['cpu', 'cuda'] as const)('no memory on %s', (backend) => {
+    test.each(names)('%s', async (name) => {
+      using device = await open({ device: backend, threads: 3 });
+      const args = operations(20)[name];
+      const want = await run(device, name, args);
+      const before = native().memory();
+      let failed = 0;
+      for (let n = 1; ; ++n) {
+        faults('memory', n);
+        const got = await attempt(device, name, args);
+        faults('memory', 0);
+        if (Array.isArray(got)) {
+          expect(got).toEqual(want);
+          break;
+        }
+        expect(got.code).toBe('ERR_MEMORY');
+        ++failed;
+      }
+      expect(failed).toBeGreaterThan(3);
+      expect(await run(device, name, args)).toEqual(want);
+      expect(native().memory()).toEqual(before);
+    });
+  });
+
+  test('no memory while a device is opened and closed', async () => {
+    let failed = 0;
+    for (let n = 1; ; ++n) {
+      faults('memory', n);
+      try {
+        (await open({ device: 'cpu', threads: 1 })).close();
+        break;
+      } catch (error) {
+        expect(error).toMatchObject({ name: 'AttentionBiasError', code: 'ERR_MEMORY' });
+        ++failed;
+      } finally {
+        faults('memory', 0);
+      }
+    }
+    expect(failed).toBeGreaterThan(3);
+  });
+
+  test('no memory while operations are queued, aborted and closed away', async () => {
+    const { attention } = operations(40) as { attention: never };
+    for (let n = 1; n < 60; ++n) {
+      const device = await open({ device: 'cpu', threads: 2 });
+      const controller = new AbortController();
+      const under = [1, 2, 3, 4].map((i) =>
+        device.attention({
+          ...(attention as Parameters<Device['attention']>[0]),
+          signal: i === 3 ? controller.signal : undefined,
+        }),
+      );
+      faults('memory', n);
+      controller.abort();
+      device.close();
+      const ends = await Promise.allSettled(under); // every one settles
+      faults('memory', 0);
+      for (const end of ends) {
+        if (end.status === 'rejected') {
+          const { code } = end.reason as AttentionBiasError;
+          expect(['ERR_MEMORY', 'ERR_ABORTED', 'ERR_DEVICE']).toContain(code);
+        }
+      }
+    }
+  });
+
+  test('no threads', async () => {
+    for (let n = 1; n <= 4; ++n) {
+      faults('thread', n);
+      await expect(open({ device: 'cpu', threads: 4 })).rejects.toMatchObject({
+        name: 'AttentionBiasError',
+        code: 'ERR_MEMORY',
+      });
+    }
+    faults('thread', 0);
+    using device = await open({ device: 'cpu', threads: 4 });
+    expect(await run(device, 'bias', operations(5).bias)).toHaveLength(2 * 5 * 10);
+  });
+
+  test.each(names)('no device memory: %s', async (name) => {
+    using device = await open({ device: 'cuda' });
+    const args = operations(20)[name];
+    const want = await run(device, name, args);
+    let failed = 0;
+    for (let n = 1; ; ++n) {
+      device.trim();
+      faults('deviceMemory', n);
+      const got = await attempt(device, name, args);
+      faults('deviceMemory', 0);
+      if (Array.isArray(got)) break;
+      expect(got).toMatchObject({ code: 'ERR_MEMORY', message: expect.stringContaining('bytes') as string });
+      ++failed;
+    }
+    expect(failed).toBeGreaterThan(0);
+    expect(await run(device, name, args)).toEqual(want);
+    expect(device.memory().usedBytes).toBe(0);
+  });
+
+  test.each(['cudaErrorLaunchFailure', 'cudaErrorECCUncorrectable', 'cudaErrorDevicesUnavailable'])(
+    'a device that is lost by %s',
+    async (fault) => {
+      const device = await open({ device: 'cuda' });
+      const cpu = await open({ device: 'cpu' });
+      const there = await device.toDevice({ data: Float32Array.of(1, 2, 3), shape: [3] });
+      const all = operations(20);
+      const want = await run(cpu, 'attention', all.attention);
+      // What is queued fails with it.
+      faults('device', 9, fault);
+      const ends = await Promise.allSettled(names.map((name) => run(device, name, all[name])));
+      for (const end of ends) {
+        expect(end).toMatchObject({ status: 'rejected', reason: { code: 'ERR_DEVICE' } });
+        const { message } = (end as PromiseRejectedResult).reason as Error;
+        expect(message).toContain(fault);
+        expect(message).toContain('start a new process');
+      }
+      await expect(device.toHost(there)).rejects.toMatchObject({ code: 'ERR_DEVICE' });
+      await expect(open({ device: 'cuda' })).rejects.toMatchObject({ code: 'ERR_DEVICE' });
+      there.dispose();
+      device.close();
+      // The other devices go on, and `auto` takes one that works.
+      expect(await run(cpu, 'attention', all.attention)).toEqual(want);
+      using other = await open({ device: 'cuda:1' });
+      expect(await run(other, 'bias', all.bias)).toHaveLength(2 * 20 * 40);
+      using auto = await open();
+      expect(auto.info.backend).toBe('cpu');
+      cpu.close();
+    },
+  );
+
+  test('a launch that fails alone leaves the device as it was', async () => {
+    using device = await open({ device: 'cuda' });
+    const { attention } = operations(20);
+    const want = await run(device, 'attention', attention);
+    for (let n = 1; ; ++n) {
+      faults('device', n, 'cudaErrorLaunchOutOfResources');
+      const got = await attempt(device, 'attention', attention);
+      faults('device', 0);
+      if (Array.isArray(got)) break;
+      expect(got).toMatchObject({ code: 'ERR_DEVICE' });
+      expect(got.message).toContain('too many resources requested for launch');
+      expect(got.message).not.toContain('new process');
+    }
+    expect(await run(device, 'attention', attention)).toEqual(want);
+  });
+});
