@@ -124,7 +124,7 @@ function openCpuWith(
   const native = callNative(
     () => new binding.Device({ backend: 'cpu', threads, ...(isa === undefined ? {} : { isa }) }),
   );
-  const { name, isa: level, threads: count } = native.info();
+  const { name, isa: level, threads: count } = callNative(() => native.info());
   const info = { backend: 'cpu', name, isa: level, threads: count } as const;
   return new NativeDevice(binding, native, info, precision);
 }
@@ -172,7 +172,7 @@ export async function open(options: OpenOptions = {}): Promise<Device> {
   const binding = native();
   binding.setExternalLimit(constants.MAX_LENGTH);
   if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, options);
-  const isa = instructionSet(binding.info().isas);
+  const isa = instructionSet(callNative(() => binding.info()).isas);
   if (asked.value === 'auto') {
     const device = await openAnyCuda(binding, options);
     if (device) return device;

@@ -65,7 +65,7 @@ Device::Device(const Napi::CallbackInfo& info)
           std::move(backend),
           [environment = environment_](Operation* operation) { environment->post_finished(operation); });
     } catch (const std::system_error&) {
-      throw expected(ErrorCode::kDevice, "one thread more", "the device", "none from the system");
+      throw expected(ErrorCode::kMemory, "one thread more", "the device", "none from the system");
     }
     environment_->add(this);
   });
