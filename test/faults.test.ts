@@ -27,7 +27,7 @@ const names = emulates ? Object.keys(operations(1)) : [];
 /** Every number that a result holds; its tensors are disposed. */
 function numbers(result: unknown): number[] {
   if (result instanceof Tensor) {
-    const data = result.memory === 'device' ? [] : Array.from(result.data);
+    const data = result.memory === 'device' ? [] : Array.from(result.data as Float32Array);
     result.dispose();
     return data;
   }
@@ -197,6 +197,65 @@ const collect = runInNewContext('gc') as () => void;
       expect(got.message).not.toContain('new process');
     }
     expect(await run(device, 'attention', attention)).toEqual(want);
+  });
+
+  describe('memoryLimit of a CPU device', () => {
+    test('bounds tensors and scratch, and is checked before memory is taken', async () => {
+      using device = await open({ device: 'cpu', threads: 2, memoryLimit: 1_000_000 });
+      const first = device.tensor([240_000]);
+      expect(device.memory()).toMatchObject({ usedBytes: 960_000, limitBytes: 1_000_000 });
+      const asked = 'expected 40004 bytes of memory for a tensor [10001] but received none: ';
+      expect(() => device.tensor([10_001])).toThrow(`${asked}960000 are in use of a limit of 1000000`);
+      device.tensor([10_000]).dispose();
+      // An operation's results and scratch.
+      const { attention } = operations(300);
+      await expect(run(device, 'attention', attention)).rejects.toMatchObject({
+        code: 'ERR_MEMORY',
+        message: expect.stringMatching(/bytes of memory for .* are in use of a limit of 1000000/) as string,
+      });
+      first.dispose();
+      using free = await open({ device: 'cpu', threads: 2 });
+      expect(await run(device, 'attention', attention)).toEqual(await run(free, 'attention', attention));
+      expect(device.memory().usedBytes).toBeLessThanOrEqual(1_000_000);
+    });
+
+    test.each(names)('%s passes at its peak and fails a byte below', async (name) => {
+      const args = operations(40)[name];
+      const passes = async (memoryLimit: number): Promise<boolean> => {
+        using device = await open({ device: 'cpu', threads: 1, memoryLimit });
+        const got = await attempt(device, name, args);
+        if (Array.isArray(got)) return true;
+        expect(got).toMatchObject({
+          code: 'ERR_MEMORY',
+          message: expect.stringContaining('limit') as string,
+        });
+        return false;
+      };
+      let [low, high] = [1, 2 ** 24];
+      expect(await passes(high)).toBe(true);
+      expect(await passes(low)).toBe(false);
+      while (high - low > 1) {
+        const middle = Math.floor((low + high) / 2);
+        if (await passes(middle)) high = middle;
+        else low = middle;
+      }
+      expect(high).toBeGreaterThan(100);
+    });
+
+    test('comes from the environment too', async () => {
+      process.env.ATTENTION_BIAS_MEMORY_LIMIT = '4e3';
+      try {
+        using device = await open({ device: 'cpu' });
+        expect(() => device.tensor([1001])).toThrow('limit of 4000');
+        process.env.ATTENTION_BIAS_MEMORY_LIMIT = '1 GB';
+        await expect(open()).rejects.toMatchObject({
+          code: 'ERR_VALUE',
+          message: expect.stringContaining('ATTENTION_BIAS_MEMORY_LIMIT') as string,
+        });
+      } finally {
+        delete process.env.ATTENTION_BIAS_MEMORY_LIMIT;
+      }
+    });
   });
 
   test('no tensor of all these stays', async () => {

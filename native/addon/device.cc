@@ -52,8 +52,9 @@ Device::Device(const Napi::CallbackInfo& info)
         throw expected(ErrorCode::kValue, "1 to 1024", "threads", std::to_string(threads));
       }
       const std::string isa = options.string("isa", "");
+      if (options.has("memoryLimit")) limit_ = std::make_shared<MemoryLimit>(options.integer("memoryLimit"));
       options.finish();
-      backend = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa);
+      backend = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa, limit_);
     } else {
       const int64_t ordinal = options.integer("ordinal");
       const int64_t limit = options.has("memoryLimit") ? options.integer("memoryLimit") : 0;
@@ -127,7 +128,7 @@ Napi::Value Device::self_test(const Napi::CallbackInfo& info) {
 }
 
 Maker Device::maker() const {
-  return {environment_->account(), dispatcher_ ? dispatcher_->backend().memory() : nullptr};
+  return {environment_->account(), dispatcher_ ? dispatcher_->backend().memory() : nullptr, limit_};
 }
 
 std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
@@ -210,7 +211,7 @@ Napi::Value Device::allocate(const Napi::CallbackInfo& info) {
     const int64_t bytes = element_count(shape, "shape") * static_cast<int64_t>(dtype_bytes(dtype));
     const std::string what = "a tensor " + to_string(shape);
     Buffers& buffers = environment_->buffers();
-    if (place == Place::kHost) return buffers.allocate(env, bytes, what, maker.account);
+    if (place == Place::kHost) return buffers.allocate(env, bytes, what, maker.account, limit_);
     return buffer_to_js(env, &buffers, maker.make(place, bytes, Storage::Contents::kZero, what), place);
   });
 }
@@ -219,8 +220,14 @@ Napi::Value Device::memory(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     if (!dispatcher_) throw closed_error();
     const std::shared_ptr<MemorySource> source = maker().source;
-    if (!source) return info.Env().Null();
-    const MemoryUse use = source->use();
+    if (!source && !limit_) return info.Env().Null();
+    MemoryUse use;
+    if (source) {
+      use = source->use();
+    } else {
+      use.used_bytes = limit_->used_bytes();
+      use.limit_bytes = limit_->limit_bytes();
+    }
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("usedBytes", static_cast<double>(use.used_bytes));
     result.Set("cachedBytes", static_cast<double>(use.cached_bytes));

@@ -16,8 +16,8 @@ class Device : public Napi::ObjectWrap<Device> {
  public:
   static Napi::Function define(Napi::Env env);
 
-  // new Device({ backend: 'cpu', threads, isa? }): ERR_VALUE for an instruction set that isn't there.
-  // new Device({ backend: 'cuda', ordinal, memoryLimit? }): prepare() tells whether it is there.
+  // new Device({ backend: 'cpu', threads, isa?, memoryLimit? }): ERR_VALUE for an instruction set that isn't
+  // there. new Device({ backend: 'cuda', ordinal, memoryLimit? }): prepare() tells whether it is there.
   explicit Device(const Napi::CallbackInfo& info);
   ~Device() override;
 
@@ -62,6 +62,7 @@ class Device : public Napi::ObjectWrap<Device> {
   Maker maker() const;
 
   Environment* environment_;
+  std::shared_ptr<MemoryLimit> limit_;      // of the host's memory; null: none
   std::unique_ptr<Dispatcher> dispatcher_;  // none: closed
   bool closed_ = false;
   Operations operations_;

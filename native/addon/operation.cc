@@ -16,7 +16,7 @@ constexpr const char* kPlaceNames[] = {"host", "pinned", "device"};  // in the o
 
 std::shared_ptr<Storage> Maker::make(Place place, int64_t bytes, Storage::Contents contents,
                                      const std::string& what) const {
-  if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account);
+  if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account, limit);
   return Storage::allocate_from(source, place, bytes, contents, what, account);
 }
 

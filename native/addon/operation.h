@@ -22,6 +22,7 @@ namespace attention_bias::addon {
 struct Maker {
   std::shared_ptr<MemoryAccount> account;
   std::shared_ptr<MemorySource> source;  // of the device's memory; null: the host's is all there is
+  std::shared_ptr<MemoryLimit> limit;    // of the host's; null: none
 
   std::shared_ptr<Storage> make(Place place, int64_t bytes, Storage::Contents contents,
                                 const std::string& what) const;

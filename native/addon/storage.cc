@@ -56,6 +56,7 @@ void Storage::own(void* data, size_t mapped_bytes, std::shared_ptr<MemoryAccount
 }
 
 Storage::~Storage() {
+  if (limit_) limit_->give_back(static_cast<int64_t>(bytes_));
   if (!data_) return;
   if (source_) {
     source_->release(data_);
@@ -81,11 +82,16 @@ std::shared_ptr<Storage> Storage::allocate_from(std::shared_ptr<MemorySource> so
 }
 
 std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Contents contents, const std::string& what,
-                                           std::shared_ptr<MemoryAccount> account) {
+                                           std::shared_ptr<MemoryAccount> account,
+                                           std::shared_ptr<MemoryLimit> limit) {
   const size_t size = static_cast<size_t>(bytes);
   const bool mapped = size >= kMapFrom;
   const size_t held = round_up(size, mapped ? kPage : kAlignment);
   const std::shared_ptr<Storage> storage(new Storage(size, nullptr));  // first: it has the memory to free
+  if (limit) {
+    limit->take(bytes, what.c_str());
+    storage->limit_ = std::move(limit);
+  }
   void* data = mapped ? map_pages(held) : std::aligned_alloc(kAlignment, held);
   if (data == nullptr) {
     throw expected(ErrorCode::kMemory, std::to_string(size) + " bytes of memory", what,
