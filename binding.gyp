@@ -64,7 +64,7 @@
       'target_name': 'attention_bias',
       'sources': ['<@(addon_sources)', '<@(core_sources)', '<@(cpu_sources)', 'native/cuda/self_test.cc', 'native/cuda/cuda_absent.cc'],
       'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")'],
-      'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS'],
+      'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS', 'NODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
       'dependencies': ['<@(kernel_targets)'],
       'libraries': ['-lpthread'],
     },

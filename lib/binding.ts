@@ -122,7 +122,7 @@ export interface NativeBinding {
   ): { fmaGflops: number; bf16Gflops: number; fillGBs: number; readGBs: number };
   Device: new (
     options:
-      | { backend: 'cpu'; threads: number; isa?: string }
+      | { backend: 'cpu'; threads: number; isa?: string; memoryLimit?: number }
       | { backend: 'cuda'; ordinal: number; memoryLimit?: number },
   ) => NativeDevice;
 }

@@ -20,7 +20,11 @@ export interface OpenOptions {
   threads?: number | undefined;
   /** default precision of this device's attention; `f32`. The CPU has `f32` and `bf16`. */
   precision?: Precision | undefined;
-  /** the most of a GPU's memory that this device takes, in bytes, for tensors, operations and what it keeps for the next ones */
+  /**
+   * the most memory that this device takes, in bytes, for the tensors that it makes, its operations and what it keeps for the
+   * next ones: of a GPU its own, of the CPU the system's. What would pass it is refused before anything is allocated, with
+   * ERR_MEMORY. Default: the environment variable ATTENTION_BIAS_MEMORY_LIMIT, else none
+   */
   memoryLimit?: number | undefined;
 }
 

@@ -56,6 +56,14 @@ export function fromNative(error: unknown, options?: { cause?: unknown }): unkno
   if (error instanceof AttentionBiasError || typeof error !== 'object' || error === null) return error;
   // By shape: the addon's Error may come from another realm.
   const { code, message } = error as { code?: unknown; message?: unknown };
+  // What node-addon-api makes of C++'s own where it has nothing of ours around it.
+  if (code === undefined && message === 'std::bad_alloc') {
+    return new AttentionBiasError(
+      'ERR_MEMORY',
+      "expected memory for the addon's own use but received none from the system",
+      options,
+    );
+  }
   if (!nativeCodes.has(code) || typeof message !== 'string') return error;
   return new AttentionBiasError(code as ErrorCode, message, options);
 }

@@ -205,15 +205,15 @@ export class NativeDevice implements Device {
 
   memory(): MemoryUse {
     this.#requireOpen();
-    return (
-      callNative(() => this.#native.memory()) ?? {
-        usedBytes: this.#binding.memory().bytes,
-        cachedBytes: 0,
-        limitBytes: 0,
-        freeBytes: freemem(),
-        totalBytes: totalmem(),
-      }
-    );
+    const own = callNative(() => this.#native.memory());
+    if (own && this.info.backend === 'cuda') return own;
+    return {
+      usedBytes: own?.usedBytes ?? this.#binding.memory().bytes,
+      cachedBytes: 0,
+      limitBytes: own?.limitBytes ?? 0,
+      freeBytes: freemem(),
+      totalBytes: totalmem(),
+    };
   }
 
   trim(): void {

@@ -112,22 +112,28 @@ async function openAnyCuda(binding: NativeBinding, options: CudaOptions): Promis
 
 function openCpuWith(
   binding: NativeBinding,
-  options: { threads: number; isa?: string | undefined },
+  options: { threads: number; isa?: string | undefined; memoryLimit?: number | undefined },
   precision?: Precision,
 ): Device {
   requirePrecision('cpu', precision);
-  const { threads, isa } = options;
-  const native = callNative(
-    () => new binding.Device({ backend: 'cpu', threads, ...(isa === undefined ? {} : { isa }) }),
-  );
-  const { name, isa: level, threads: count } = native.info();
+  const { threads, isa, memoryLimit } = options;
+  const given = {
+    ...(isa === undefined ? {} : { isa }),
+    ...(memoryLimit === undefined ? {} : { memoryLimit }),
+  };
+  const native = callNative(() => new binding.Device({ backend: 'cpu', threads, ...given }));
+  const { name, isa: level, threads: count } = callNative(() => native.info());
   const info = { backend: 'cpu', name, isa: level, threads: count } as const;
   return new NativeDevice(binding, native, info, precision);
 }
 
-function requireMemoryLimit(limit: unknown): void {
-  if (limit === undefined || (Number.isSafeInteger(limit) && (limit as number) > 0)) return;
-  throw expected('ERR_VALUE', 'a number of bytes, an integer above 0,', 'memoryLimit', describe(limit));
+function memoryLimitOf(limit: Setting | undefined): number | undefined {
+  if (limit === undefined) return undefined;
+  const { value, name } = limit;
+  const fromEnvironment = name !== 'memoryLimit' && typeof value === 'string' && /^\d+(e\d+)?$/i.test(value);
+  const bytes = fromEnvironment ? Number(value) : value;
+  if (Number.isSafeInteger(bytes) && (bytes as number) > 0) return bytes as number;
+  throw expected('ERR_VALUE', 'a number of bytes, an integer above 0,', name, describe(value));
 }
 
 function threadCount(threads: Setting | undefined): number {
@@ -149,7 +155,8 @@ function instructionSet(supported: readonly string[]): string | undefined {
 /**
  * Opens a device.
  *
- * An option that is absent is taken from ATTENTION_BIAS_DEVICE or ATTENTION_BIAS_THREADS where these are set;
+ * An option that is absent is taken from ATTENTION_BIAS_DEVICE, ATTENTION_BIAS_THREADS or ATTENTION_BIAS_MEMORY_LIMIT where
+ * these are set;
  * ATTENTION_BIAS_ISA picks a lower instruction set level of the CPU, for tests.
  *
  * @throws AttentionBiasError ERR_DEVICE when the device that was asked for can't be used; ERR_VALUE for an option or a
@@ -165,16 +172,17 @@ export async function open(options: OpenOptions = {}): Promise<Device> {
   };
   const ordinal = cudaOrdinal(asked);
   const threads = threadCount(setting(given.threads, 'threads', 'ATTENTION_BIAS_THREADS'));
-  requireMemoryLimit(given.memoryLimit);
+  const memoryLimit = memoryLimitOf(setting(given.memoryLimit, 'memoryLimit', 'ATTENTION_BIAS_MEMORY_LIMIT'));
   const binding = native();
   binding.setExternalLimit(constants.MAX_LENGTH);
-  if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, given);
-  const isa = instructionSet(binding.info().isas);
+  const { precision } = given;
+  if (ordinal !== undefined) return openCuda(binding, ordinal, asked.name, { precision, memoryLimit });
+  const isa = instructionSet(callNative(() => binding.info()).isas);
   if (asked.value === 'auto') {
-    const device = await openAnyCuda(binding, given);
+    const device = await openAnyCuda(binding, { precision, memoryLimit });
     if (device) return device;
   }
-  return openCpuWith(binding, { threads, isa }, given.precision);
+  return openCpuWith(binding, { threads, isa, memoryLimit }, precision);
 }
 
 /** A CPU device of an instruction set level by name. @internal For self-tests and tests. */

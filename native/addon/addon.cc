@@ -11,15 +11,13 @@
 #include "core/reference.h"
 #include "cpu/backend.h"
 #include "cuda/cuda.h"
+#if defined(AB_EMULATED)
+#include "faults_binding.h"
+#endif
 
 namespace attention_bias::addon {
 
 namespace {
-
-struct Finished {
-  Device* device;
-  Operation* operation;
-};
 
 Napi::Float64Array doubles(Napi::Env env, int64_t count) {
   return Napi::Float64Array::New(env, static_cast<size_t>(count));
@@ -44,6 +42,9 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : env_(env) {
        InstanceMethod<&Environment::reference_deformable>("referenceDeformable"),
        InstanceMethod<&Environment::reference_multihead>("referenceMultihead"),
        InstanceMethod<&Environment::measure_peaks>("measurePeaks")});
+#if defined(AB_EMULATED)
+  faults::define(env, exports);
+#endif
   exports.Set("Device", Device::define(env));
   device_buffer_ = Napi::Persistent(DeviceBuffer::define(env));
   const Napi::Object prototype =
@@ -87,19 +88,19 @@ void Environment::operation_settled() {
   if (--operations_ == 0) napi_unref_threadsafe_function(env_, finished_);
 }
 
-void Environment::post_finished(Device* device, Operation* operation) {
-  auto message = std::make_unique<Finished>(Finished{device, operation});
-  if (napi_call_threadsafe_function(finished_, message.get(), napi_tsfn_nonblocking) == napi_ok)
-    message.release();
+void Environment::post_finished(Operation* operation) noexcept {
+  napi_call_threadsafe_function(finished_, operation, napi_tsfn_nonblocking);
 }
 
-void Environment::on_finished(napi_env env, napi_value, void* environment, void* data) {
-  const std::unique_ptr<Finished> message(static_cast<Finished*>(data));
+void Environment::on_finished(napi_env env, napi_value, void* environment, void* operation) {
   if (env == nullptr) return;  // the environment is gone, and teardown() has seen to the operation
   Environment* self = static_cast<Environment*>(environment);
-  if (self->devices_.count(message->device) == 0) return;
   try {
-    message->device->finish(message->operation);
+    // Looked for, not looked into: an operation is only its device's to drop, and that is when it is finished
+    // here.
+    for (Device* device : self->devices_) {
+      if (device->finish(static_cast<const Operation*>(operation))) return;
+    }
   } catch (const Napi::Error&) {
     // The environment is ending: no JavaScript runs any more, and nobody waits for the promise.
   }

@@ -33,9 +33,13 @@ void Buffers::finalize(napi_env, void* data, void* hint) {
 }
 
 Napi::ArrayBuffer Buffers::allocate(Napi::Env env, int64_t bytes, const std::string& what,
-                                    const std::shared_ptr<MemoryAccount>& account) {
+                                    const std::shared_ptr<MemoryAccount>& account,
+                                    const std::shared_ptr<MemoryLimit>& limit) {
+  // Beyond what can be external the engine has the memory, and nobody here sees it go: at least it is asked
+  // for.
+  if (bytes > external_limit_ && limit) Counted(limit.get(), bytes, what.c_str());
   if (bytes > external_limit_) return ordinary_buffer(env, static_cast<size_t>(bytes), what);
-  return wrap(env, Storage::allocate(bytes, Storage::Contents::kZero, what, account));
+  return wrap(env, Storage::allocate(bytes, Storage::Contents::kZero, what, account, limit));
 }
 
 Napi::ArrayBuffer Buffers::wrap(Napi::Env env, std::shared_ptr<Storage> storage) {

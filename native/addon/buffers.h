@@ -24,7 +24,8 @@ class Buffers : public std::enable_shared_from_this<Buffers> {
 
   // A new zero-filled ArrayBuffer, over Storage where it can be external. ERR_MEMORY naming `what`.
   Napi::ArrayBuffer allocate(Napi::Env env, int64_t bytes, const std::string& what,
-                             const std::shared_ptr<MemoryAccount>& account);
+                             const std::shared_ptr<MemoryAccount>& account,
+                             const std::shared_ptr<MemoryLimit>& limit);
 
   // An ArrayBuffer over the storage, which no other ArrayBuffer shows. ERR_MEMORY where JavaScript can't have
   // one.

@@ -2,7 +2,6 @@
 
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include "addon/calls.h"
 #include "addon/environment.h"
@@ -16,7 +15,9 @@ namespace {
 
 constexpr int64_t kMaxThreads = 1024;
 
-Error closed_error() { return expected(ErrorCode::kDevice, "an open device", "the call", "a closed one"); }
+constexpr const char* kClosed = "expected an open device for the call but received a closed one";
+
+Error closed_error() { return Error(ErrorCode::kDevice, kClosed); }
 
 int64_t operation_id(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int64Value(); }
 
@@ -51,8 +52,9 @@ Device::Device(const Napi::CallbackInfo& info)
         throw expected(ErrorCode::kValue, "1 to 1024", "threads", std::to_string(threads));
       }
       const std::string isa = options.string("isa", "");
+      if (options.has("memoryLimit")) limit_ = std::make_shared<MemoryLimit>(options.integer("memoryLimit"));
       options.finish();
-      backend = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa);
+      backend = std::make_unique<cpu::Backend>(static_cast<int>(threads), isa, limit_);
     } else {
       const int64_t ordinal = options.integer("ordinal");
       const int64_t limit = options.has("memoryLimit") ? options.integer("memoryLimit") : 0;
@@ -60,12 +62,11 @@ Device::Device(const Napi::CallbackInfo& info)
       backend = cuda::make_backend(static_cast<int>(ordinal), limit);
     }
     try {
-      dispatcher_ = std::make_unique<Dispatcher>(std::move(backend),
-                                                 [this, environment = environment_](Operation* operation) {
-                                                   environment->post_finished(this, operation);
-                                                 });
+      dispatcher_ = std::make_unique<Dispatcher>(
+          std::move(backend),
+          [environment = environment_](Operation* operation) { environment->post_finished(operation); });
     } catch (const std::system_error&) {
-      throw expected(ErrorCode::kDevice, "one thread more", "the device", "none from the system");
+      throw expected(ErrorCode::kMemory, "one thread more", "the device", "none from the system");
     }
     environment_->add(this);
   });
@@ -84,8 +85,13 @@ Napi::Value Device::start(const Napi::CallbackInfo& info, const char* name, Read
     auto operation = std::make_unique<Operation>(env, name, read, info[1], environment_->buffers(), maker());
     if (closed_) throw closed_error();  // by a getter of the arguments
     const Napi::Promise promise = operation->promise();
-    dispatcher_->push(operation.get());
-    operations_[id] = std::move(operation);
+    const auto entry = operations_.emplace(id, std::move(operation)).first;
+    try {
+      dispatcher_->push(entry->second.get());
+    } catch (...) {
+      operations_.erase(entry);
+      throw;
+    }
     environment_->operation_started();
     Ref();  // a device with operations under way is not garbage
     return promise;
@@ -122,7 +128,7 @@ Napi::Value Device::self_test(const Napi::CallbackInfo& info) {
 }
 
 Maker Device::maker() const {
-  return {environment_->account(), dispatcher_ ? dispatcher_->backend().memory() : nullptr};
+  return {environment_->account(), dispatcher_ ? dispatcher_->backend().memory() : nullptr, limit_};
 }
 
 std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
@@ -134,21 +140,22 @@ std::unique_ptr<Operation> Device::remove(Operations::iterator entry) {
   return operation;
 }
 
-void Device::finish(Operation* operation) {
+bool Device::finish(const Operation* operation) {
   for (auto entry = operations_.begin(); entry != operations_.end(); ++entry) {
     if (entry->second.get() != operation) continue;
     const Napi::Env env = Env();
     Buffers& buffers = environment_->buffers();
     remove(entry)->finish(env, &buffers);
-    return;
+    return true;
   }
+  return false;
 }
 
 void Device::abort(const Napi::CallbackInfo& info) {
   const auto entry = operations_.find(operation_id(info));
   if (entry == operations_.end()) return;
   if (dispatcher_->remove(entry->second.get())) {
-    remove(entry)->reject(info.Env(), aborted_error());
+    remove(entry)->reject(info.Env(), ErrorCode::kAborted, kAborted);
   } else {
     entry->second->abort();
   }
@@ -157,12 +164,12 @@ void Device::abort(const Napi::CallbackInfo& info) {
 void Device::close(const Napi::CallbackInfo& info) {
   if (closed_) return;
   closed_ = true;
-  std::vector<int64_t> queued;
-  for (const auto& [id, operation] : operations_) {
-    if (dispatcher_->remove(operation.get())) queued.push_back(id);
-  }
-  for (const int64_t id : queued) remove(operations_.find(id))->reject(info.Env(), closed_error());
   if (operations_.empty()) dispatcher_.reset();
+  for (auto entry = operations_.begin(); entry != operations_.end();) {
+    const auto queued = entry++;
+    if (!dispatcher_->remove(queued->second.get())) continue;
+    remove(queued)->reject(info.Env(), ErrorCode::kDevice, kClosed);
+  }
 }
 
 void Device::teardown() {
@@ -204,7 +211,7 @@ Napi::Value Device::allocate(const Napi::CallbackInfo& info) {
     const int64_t bytes = element_count(shape, "shape") * static_cast<int64_t>(dtype_bytes(dtype));
     const std::string what = "a tensor " + to_string(shape);
     Buffers& buffers = environment_->buffers();
-    if (place == Place::kHost) return buffers.allocate(env, bytes, what, maker.account);
+    if (place == Place::kHost) return buffers.allocate(env, bytes, what, maker.account, limit_);
     return buffer_to_js(env, &buffers, maker.make(place, bytes, Storage::Contents::kZero, what), place);
   });
 }
@@ -213,8 +220,14 @@ Napi::Value Device::memory(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     if (!dispatcher_) throw closed_error();
     const std::shared_ptr<MemorySource> source = maker().source;
-    if (!source) return info.Env().Null();
-    const MemoryUse use = source->use();
+    if (!source && !limit_) return info.Env().Null();
+    MemoryUse use;
+    if (source) {
+      use = source->use();
+    } else {
+      use.used_bytes = limit_->used_bytes();
+      use.limit_bytes = limit_->limit_bytes();
+    }
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("usedBytes", static_cast<double>(use.used_bytes));
     result.Set("cachedBytes", static_cast<double>(use.cached_bytes));

@@ -16,13 +16,13 @@ class Device : public Napi::ObjectWrap<Device> {
  public:
   static Napi::Function define(Napi::Env env);
 
-  // new Device({ backend: 'cpu', threads, isa? }): ERR_VALUE for an instruction set that isn't there.
-  // new Device({ backend: 'cuda', ordinal, memoryLimit? }): prepare() tells whether it is there.
+  // new Device({ backend: 'cpu', threads, isa?, memoryLimit? }): ERR_VALUE for an instruction set that isn't
+  // there. new Device({ backend: 'cuda', ordinal, memoryLimit? }): prepare() tells whether it is there.
   explicit Device(const Napi::CallbackInfo& info);
   ~Device() override;
 
-  // An operation has run.
-  void finish(Operation* operation);
+  // An operation has run. False where it is none of this device's.
+  bool finish(const Operation* operation);
   // The environment goes: stops all threads, drops all operations without settling their promises.
   void teardown();
 
@@ -62,6 +62,7 @@ class Device : public Napi::ObjectWrap<Device> {
   Maker maker() const;
 
   Environment* environment_;
+  std::shared_ptr<MemoryLimit> limit_;      // of the host's memory; null: none
   std::unique_ptr<Dispatcher> dispatcher_;  // none: closed
   bool closed_ = false;
   Operations operations_;

@@ -32,8 +32,9 @@ class Environment : public Napi::Addon<Environment> {
   // An operation is under way, or has been settled: the event loop goes on while any is.
   void operation_started();
   void operation_settled();
-  // On any thread of a device: has the device finish the operation on the JavaScript thread.
-  void post_finished(Device* device, Operation* operation);
+  // On any thread of a device: has the device finish the operation on the JavaScript thread. Takes no memory
+  // of C++'s: a device's thread has nobody to tell of a failure.
+  void post_finished(Operation* operation) noexcept;
 
  private:
   Napi::Value info(const Napi::CallbackInfo& info);
@@ -50,7 +51,7 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value measure_peaks(const Napi::CallbackInfo& info);
 
   static void teardown(void* environment);
-  static void on_finished(napi_env env, napi_value, void* environment, void* message);
+  static void on_finished(napi_env env, napi_value, void* environment, void* operation);
 
   napi_env env_;
   std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();

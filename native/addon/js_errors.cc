@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <new>
+#include <stdexcept>
 
 namespace attention_bias::addon {
 
@@ -50,20 +52,24 @@ std::string describe_array(const Napi::Array& array, bool nested) {
 
 }  // namespace
 
-Napi::Error to_js(Napi::Env env, const Error& error) {
-  Napi::Error result = Napi::Error::New(env, error.what());
-  result.Set("code", Napi::String::New(env, error_code_name(error.code())));
+Napi::Error to_js(Napi::Env env, ErrorCode code, const char* message) {
+  Napi::Error result = Napi::Error::New(env, message);
+  result.Set("code", Napi::String::New(env, error_code_name(code)));
   return result;
 }
 
-Error to_error(const std::exception& exception) {
-  // Not a copy: that would share its message with the exception, which a thread of the pool frees.
-  if (const Error* error = dynamic_cast<const Error*>(&exception)) return Error(error->code(), error->what());
-  if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr) {
-    return Error(ErrorCode::kMemory,
-                 "expected memory for an operation's scratch but received none from the system");
+Napi::Error to_js(Napi::Env env, const std::exception& exception) {
+  if (const Error* error = dynamic_cast<const Error*>(&exception)) {
+    return to_js(env, error->code(), error->what());
   }
-  return Error(ErrorCode::kDevice, exception.what());
+  // A request that std::vector refuses by its size is one of memory too.
+  if (dynamic_cast<const std::bad_alloc*>(&exception) || dynamic_cast<const std::length_error*>(&exception)) {
+    return to_js(
+        env, ErrorCode::kMemory,
+        "expected memory for an operation's scratch but received none from the system: free some, or "
+        "let fewer operations run at once");
+  }
+  return to_js(env, ErrorCode::kDevice, exception.what());
 }
 
 std::string describe(Napi::Value value) {

@@ -8,8 +8,6 @@
 
 namespace attention_bias::addon {
 
-Error aborted_error() { return Error(ErrorCode::kAborted, "the operation was aborted"); }
-
 namespace {
 
 constexpr const char* kPlaceNames[] = {"host", "pinned", "device"};  // in the order of Place
@@ -18,7 +16,7 @@ constexpr const char* kPlaceNames[] = {"host", "pinned", "device"};  // in the o
 
 std::shared_ptr<Storage> Maker::make(Place place, int64_t bytes, Storage::Contents contents,
                                      const std::string& what) const {
-  if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account);
+  if (place == Place::kHost || !source) return Storage::allocate(bytes, contents, what, account, limit);
   return Storage::allocate_from(source, place, bytes, contents, what, account);
 }
 
@@ -92,37 +90,38 @@ Napi::Value buffer_to_js(Napi::Env env, Buffers* buffers, std::shared_ptr<Storag
 
 Operation::Operation(Napi::Env env, const char* name, ReadOperation read, Napi::Value arguments,
                      const Buffers& buffers, Maker maker)
-    : deferred_(Napi::Promise::Deferred::New(env)),
-      arguments_(maker.source.get()),
-      outputs_(std::move(maker)) {
+    : arguments_(maker.source.get()), outputs_(std::move(maker)) {
   Fields fields(&arguments_, arguments, "", std::string("the arguments of ") + name, ErrorCode::kValue);
   compute_ = read(&fields, &outputs_);
   fields.finish();
   arguments_.resolve(env, buffers);
   outputs_.require_apart(arguments_);
+  deferred_ = Napi::Promise::Deferred::New(env);
 }
 
-void Operation::run(Backend* backend) {
+void Operation::run(Backend* backend) noexcept {
   try {
-    if (aborted_) throw aborted_error();
+    if (aborted_) throw Error(ErrorCode::kAborted, kAborted);
     compute_(backend, &outputs_, &aborted_);
-  } catch (const std::exception& exception) {
-    error_ = to_error(exception);
+  } catch (...) {
+    thrown_ = std::current_exception();
   }
 }
 
 void Operation::finish(Napi::Env env, Buffers* buffers) {
-  if (error_) return reject(env, *error_);
   try {
+    if (thrown_) std::rethrow_exception(thrown_);
     arguments_.require_attached(env);
-    deferred_.Resolve(outputs_.to_js(env, buffers));
+    deferred_->Resolve(outputs_.to_js(env, buffers));
   } catch (const Napi::Error& error) {
-    deferred_.Reject(error.Value());
+    deferred_->Reject(error.Value());
   } catch (const std::exception& exception) {
-    reject(env, to_error(exception));
+    deferred_->Reject(to_js(env, exception).Value());
   }
 }
 
-void Operation::reject(Napi::Env env, const Error& error) { deferred_.Reject(to_js(env, error).Value()); }
+void Operation::reject(Napi::Env env, ErrorCode code, const char* message) {
+  deferred_->Reject(to_js(env, code, message).Value());
+}
 
 }  // namespace attention_bias::addon

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -21,6 +22,7 @@ namespace attention_bias::addon {
 struct Maker {
   std::shared_ptr<MemoryAccount> account;
   std::shared_ptr<MemorySource> source;  // of the device's memory; null: the host's is all there is
+  std::shared_ptr<MemoryLimit> limit;    // of the host's; null: none
 
   std::shared_ptr<Storage> make(Place place, int64_t bytes, Storage::Contents contents,
                                 const std::string& what) const;
@@ -77,7 +79,7 @@ Napi::Value buffer_to_js(Napi::Env env, Buffers* buffers, std::shared_ptr<Storag
 using Compute = std::function<void(Backend*, Outputs*, AbortFlag)>;
 using ReadOperation = Compute (*)(Fields*, Outputs*);
 
-Error aborted_error();
+constexpr const char* kAborted = "the operation was aborted";
 
 class Operation {
  public:
@@ -87,25 +89,26 @@ class Operation {
   Operation(const Operation&) = delete;
   Operation& operator=(const Operation&) = delete;
 
-  Napi::Promise promise() const { return deferred_.Promise(); }
+  Napi::Promise promise() const { return deferred_->Promise(); }
 
   // Any thread. Keeps what is thrown for finish().
-  void run(Backend* backend);
+  void run(Backend* backend) noexcept;
   // Any thread: makes run() stop between tiles.
   void abort() { aborted_ = true; }
 
   // JavaScript thread: settles the promise.
   void finish(Napi::Env env, Buffers* buffers);
-  // The same for one that never ran.
-  void reject(Napi::Env env, const Error& error);
+  // The same for one that never ran. Takes no memory of C++'s.
+  void reject(Napi::Env env, ErrorCode code, const char* message);
 
  private:
-  Napi::Promise::Deferred deferred_;
   Arguments arguments_;
   Outputs outputs_;
   Compute compute_;
   std::atomic<bool> aborted_{false};
-  std::optional<Error> error_;
+  std::exception_ptr thrown_;
+  std::optional<Napi::Promise::Deferred>
+      deferred_;  // once the arguments are read: one that never settles stays
 };
 
 }  // namespace attention_bias::addon

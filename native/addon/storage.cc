@@ -43,19 +43,21 @@ void* map_pages(size_t bytes) {
 
 }  // namespace
 
-Storage::Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemorySource> source,
-                 std::shared_ptr<MemoryAccount> account)
-    : data_(data),
-      bytes_(bytes),
-      mapped_bytes_(mapped_bytes),
-      source_(std::move(source)),
-      account_(std::move(account)) {
+Storage::Storage(size_t bytes, std::shared_ptr<MemorySource> source)
+    : bytes_(bytes), source_(std::move(source)) {}
+
+void Storage::own(void* data, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account) noexcept {
+  data_ = data;
+  mapped_bytes_ = mapped_bytes;
+  account_ = std::move(account);
   if (!account_) return;
   account_->bytes += static_cast<int64_t>(bytes_);
   account_->blocks += 1;
 }
 
 Storage::~Storage() {
+  if (limit_) limit_->give_back(static_cast<int64_t>(bytes_));
+  if (!data_) return;
   if (source_) {
     source_->release(data_);
   } else if (mapped_bytes_ > 0) {
@@ -71,24 +73,33 @@ Storage::~Storage() {
 std::shared_ptr<Storage> Storage::allocate_from(std::shared_ptr<MemorySource> source, Place place,
                                                 int64_t bytes, Contents contents, const std::string& what,
                                                 std::shared_ptr<MemoryAccount> account) {
-  void* data = source->allocate(place, bytes, contents == Contents::kZero, what);
   if (place == Place::kDevice) account = nullptr;
-  return std::shared_ptr<Storage>(
-      new Storage(data, static_cast<size_t>(bytes), 0, std::move(source), std::move(account)));
+  // The owner first, which then has the memory to free.
+  const std::shared_ptr<Storage> storage(new Storage(static_cast<size_t>(bytes), std::move(source)));
+  storage->own(storage->source_->allocate(place, bytes, contents == Contents::kZero, what), 0,
+               std::move(account));
+  return storage;
 }
 
 std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Contents contents, const std::string& what,
-                                           std::shared_ptr<MemoryAccount> account) {
+                                           std::shared_ptr<MemoryAccount> account,
+                                           std::shared_ptr<MemoryLimit> limit) {
   const size_t size = static_cast<size_t>(bytes);
   const bool mapped = size >= kMapFrom;
   const size_t held = round_up(size, mapped ? kPage : kAlignment);
+  const std::shared_ptr<Storage> storage(new Storage(size, nullptr));  // first: it has the memory to free
+  if (limit) {
+    limit->take(bytes, what.c_str());
+    storage->limit_ = std::move(limit);
+  }
   void* data = mapped ? map_pages(held) : std::aligned_alloc(kAlignment, held);
   if (data == nullptr) {
     throw expected(ErrorCode::kMemory, std::to_string(size) + " bytes of memory", what,
                    "none from the system");
   }
   if (!mapped && contents == Contents::kZero) std::memset(data, 0, size);
-  return std::shared_ptr<Storage>(new Storage(data, size, mapped ? held : 0, nullptr, std::move(account)));
+  storage->own(data, mapped ? held : 0, std::move(account));
+  return storage;
 }
 
 }  // namespace attention_bias::addon

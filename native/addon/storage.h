@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/backend.h"
+#include "core/memory_limit.h"
 
 namespace attention_bias::addon {
 
@@ -23,9 +24,10 @@ class Storage {
  public:
   enum class Contents { kZero, kUndefined };
 
-  // ERR_MEMORY naming `what` and the bytes. `bytes` at least 1. Any thread.
+  // ERR_MEMORY naming `what` and the bytes. `bytes` at least 1. `limit`, if any, counts them. Any thread.
   static std::shared_ptr<Storage> allocate(int64_t bytes, Contents contents, const std::string& what,
-                                           std::shared_ptr<MemoryAccount> account);
+                                           std::shared_ptr<MemoryAccount> account,
+                                           std::shared_ptr<MemoryLimit> limit = nullptr);
   // Of a backend's own memory; `place` is not the host's. Pinned memory counts in the account, a device's
   // does not.
   static std::shared_ptr<Storage> allocate_from(std::shared_ptr<MemorySource> source, Place place,
@@ -41,14 +43,16 @@ class Storage {
   const MemorySource* source() const { return source_.get(); }
 
  private:
-  Storage(void* data, size_t bytes, size_t mapped_bytes, std::shared_ptr<MemorySource> source,
-          std::shared_ptr<MemoryAccount> account);
+  // Of nothing yet.
+  Storage(size_t bytes, std::shared_ptr<MemorySource> source);
+  void own(void* data, size_t mapped_bytes, std::shared_ptr<MemoryAccount> account) noexcept;
 
-  void* data_;
+  void* data_ = nullptr;
   size_t bytes_;
-  size_t mapped_bytes_;  // 0: from the heap
+  size_t mapped_bytes_ = 0;  // 0: from the heap
   std::shared_ptr<MemorySource> source_;
   std::shared_ptr<MemoryAccount> account_;  // null: not counted
+  std::shared_ptr<MemoryLimit> limit_;      // likewise
 };
 
 }  // namespace attention_bias::addon

@@ -152,6 +152,8 @@ class SharedTileMemory {
     return row_run >= 2 * p.extent.heads && tiles * tile_floats <= kSharedTileFloats;
   }
 
+  void bound_by(MemoryLimit* limit) { memory_.bound_by(limit); }
+
   const SharedTiles* begin(int64_t tiles, int64_t tile_floats) {
     float* const memory = memory_.floats(2 * tiles * tile_floats);
     bias_of_.assign(static_cast<size_t>(tiles), -1);
@@ -303,7 +305,13 @@ std::string processor_name() {
 }
 
 struct Backend::State {
-  State(int threads, const Isa& chosen) : isa(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {}
+  State(int threads, const Isa& chosen, std::shared_ptr<MemoryLimit> bound)
+      : limit(std::move(bound)), isa(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {
+    for (Scratch& one : scratch) one.bound_by(limit.get());
+    for (Scratch* one : {&biases, &forward, &partial, &packed}) one->bound_by(limit.get());
+    for (Scratch& one : widened) one.bound_by(limit.get());
+    for (Scratch& one : between) one.bound_by(limit.get());
+  }
 
   // Runs body on the pool; ERR_ABORTED when the flag was set before it ended.
   void run(int64_t count, AbortFlag abort, const std::function<void(int64_t, int)>& body) {
@@ -339,6 +347,7 @@ struct Backend::State {
   void gather(const AttentionProblem& p, const KeyBound& bound, AbortFlag abort) {
     const Extent& e = p.extent;
     const int64_t rows = e.batch * e.queries;
+    const Counted lists(limit.get(), rows * 12, "the order of an operation's queries");
     std::vector<std::pair<int32_t, int32_t>> by_key(static_cast<size_t>(rows));  // (middle key, query)
     constexpr int64_t kRun = 64;
     run(ceil_div(rows, kRun), abort, [&](int64_t item, int) {
@@ -459,6 +468,7 @@ struct Backend::State {
     });
   }
 
+  std::shared_ptr<MemoryLimit> limit;  // first: it outlives what it counts
   Isa isa;
   ThreadPool pool;
   std::vector<Scratch> scratch;  // one a worker
@@ -472,11 +482,11 @@ struct Backend::State {
   Scratch between[5];  // the members of MultiheadMemory
 };
 
-Backend::Backend(int threads, const std::string& isa) {
+Backend::Backend(int threads, const std::string& isa, std::shared_ptr<MemoryLimit> limit) {
   if (threads < 1 || threads > 1024) {
     throw expected(ErrorCode::kValue, "an integer from 1 to 1024", "threads", std::to_string(threads));
   }
-  state_ = std::make_unique<State>(threads, choose(isa));
+  state_ = std::make_unique<State>(threads, choose(isa), std::move(limit));
 }
 
 Backend::~Backend() = default;
@@ -681,12 +691,15 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   }
 
   const int64_t groups = c.row_runs * c.key_runs;
+  const Counted sums(s.limit.get(), TermGradients::most_bytes(problem, groups),
+                     "the sums of an operation's gradients");
   TermGradients terms(problem, groups);
   const int64_t scratch_floats = kernels.backward_scratch_floats(p, static_cast<int32_t>(c.query_run));
   const int64_t tile_floats = kTileKeys * kernels.query_block();
   const int64_t tiles = e.heads * ceil_div(e.queries, kernels.query_block()) * ceil_div(e.keys, kTileKeys);
   const bool shares = SharedTileMemory::pays(problem, c.row_run, tiles, tile_floats);
   std::vector<SharedTileMemory> shared_tiles(static_cast<size_t>(shares ? s.pool.size() : 0));
+  for (SharedTileMemory& memory : shared_tiles) memory.bound_by(s.limit.get());
   s.run(groups, abort, [&](int64_t group, int worker) {
     const int64_t key_index = group % c.key_runs, row0 = group / c.key_runs * c.row_run;
     const int64_t row1 = std::min(rows, row0 + c.row_run), k0 = key_index * c.key_run;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/memory_limit.h"
 
 namespace attention_bias::cpu {
 
@@ -31,8 +32,8 @@ Peaks measure_peaks(int threads, const std::string& isa);
 class Backend : public attention_bias::Backend {
  public:
   // `threads` at least 1, the calling thread of an operation counted. `isa` empty: the best. ERR_VALUE for
-  // one that is not among supported_isas().
-  Backend(int threads, const std::string& isa);
+  // one that is not among supported_isas(). `limit`, if any, counts the scratch.
+  Backend(int threads, const std::string& isa, std::shared_ptr<MemoryLimit> limit = nullptr);
   ~Backend() override;
 
   BackendInfo info() const override;

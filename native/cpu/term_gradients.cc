@@ -42,6 +42,17 @@ bool TermGradients::shares_pairs(const BackwardProblem& problem) {
   });
 }
 
+int64_t TermGradients::most_bytes(const BackwardProblem& problem, int64_t groups) {
+  int64_t elements = 0;
+  for (size_t i = 0; i < problem.grad_terms.size(); ++i) {
+    const Program& bias = *problem.attention.bias;
+    const Learnable& learnable = bias.learnables()[i];
+    if (of_pairs(learnable, bias) || low_rank(learnable, bias)) continue;
+    elements += element_count(learnable.tensor.shape, learnable.tensor.name);
+  }
+  return groups * elements * static_cast<int64_t>(sizeof(double));
+}
+
 TermGradients::TermGradients(const BackwardProblem& problem, int64_t groups)
     : groups_(static_cast<size_t>(groups)) {
   for (size_t i = 0; i < problem.grad_terms.size(); ++i) {

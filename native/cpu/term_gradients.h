@@ -20,6 +20,9 @@ class TermGradients {
   // Those of lowRank terms, whose factors are dims of query and key, are left out.
   TermGradients(const BackwardProblem& problem, int64_t groups);
 
+  // What the sums of all groups take at most.
+  static int64_t most_bytes(const BackwardProblem& problem, int64_t groups);
+
   // Whether batch rows and heads must stay in one group, since a tensor of single pairs is theirs together.
   static bool shares_pairs(const BackwardProblem& problem);
 

@@ -22,8 +22,8 @@ void* MemoryPool::from_cache(Place place, size_t held) {
   if (found == blocks.end() || found->first > held + held / 4) return nullptr;
   void* const memory = found->second;
   const size_t size = found->first;
-  blocks.erase(found);
   live_[static_cast<const char*>(memory)] = {place, size};
+  blocks.erase(found);
   if (place == Place::kDevice) {
     cached_bytes_ -= static_cast<int64_t>(size);
     used_bytes_ += static_cast<int64_t>(size);
@@ -61,25 +61,43 @@ void* MemoryPool::allocate(Place place, int64_t bytes, bool zero, const std::str
                      std::to_string(bytes) + " bytes of " + (device ? "device" : "pinned") + " memory", what,
                      received);
     }
-    live_[static_cast<const char*>(memory)] = {place, held};
+    try {
+      live_[static_cast<const char*>(memory)] = {place, held};
+    } catch (...) {
+      give_back(place, memory);
+      throw;
+    }
     if (device) used_bytes_ += static_cast<int64_t>(held);
   }
   mark_used(memory, size, live_.at(static_cast<const char*>(memory)).held);
-  if (zero) fill_zero(place, memory, size);
+  if (!zero) return memory;
+  try {
+    fill_zero(place, memory, size);
+  } catch (...) {
+    release_locked(memory);
+    throw;
+  }
   return memory;
 }
 
 void MemoryPool::release(void* memory) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
+  release_locked(memory);
+}
+
+void MemoryPool::release_locked(void* memory) noexcept {
   const auto entry = live_.find(static_cast<const char*>(memory));
   if (entry == live_.end()) return;
   const Block block = entry->second;
   live_.erase(entry);
-  mark_used(memory, 0, block.held);
-  cache(block.place).emplace(block.held, memory);
-  if (block.place == Place::kDevice) {
-    used_bytes_ -= static_cast<int64_t>(block.held);
-    cached_bytes_ += static_cast<int64_t>(block.held);
+  const bool device = block.place == Place::kDevice;
+  if (device) used_bytes_ -= static_cast<int64_t>(block.held);
+  try {
+    mark_used(memory, 0, block.held);
+    cache(block.place).emplace(block.held, memory);
+    if (device) cached_bytes_ += static_cast<int64_t>(block.held);
+  } catch (...) {  // no memory to remember it by
+    give_back(block.place, memory);
   }
 }
 

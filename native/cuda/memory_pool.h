@@ -44,6 +44,7 @@ class MemoryPool : public MemorySource {
   void* from_cache(Place place, size_t held);
   bool within_limit(size_t held) const;
   void trim_locked();
+  void release_locked(void* memory) noexcept;
 
   mutable std::mutex mutex_;
   int64_t limit_bytes_;

@@ -28,6 +28,19 @@ inline Grid grid_of(int64_t count, int64_t size) {
   return {static_cast<int>(blocks), 1, 1};
 }
 
+// What a call of the runtime failed with, as users see it. After a `lasting` one the device's context is
+// gone, with all that was in its memory: CUDA gives the same error to every later call of the process.
+inline Error device_error(const std::string& call, const std::string& name, const std::string& text,
+                          bool lasting) {
+  return Error(
+      ErrorCode::kDevice,
+      call + " failed: " + name + ": " + text +
+          (lasting
+               ? ". The device can't be used any more by this process, and what was in its memory is lost: "
+                 "close it, and start a new process or go on with another device"
+               : ""));
+}
+
 // Kernels run on one stream, copies from and to the host on the other, so that they go on side by side.
 enum class Stream { kCompute, kTransfer };
 
@@ -48,11 +61,30 @@ enum class Stream { kCompute, kTransfer };
 
 namespace attention_bias::cuda {
 
+// Those that CUDA's documentation says leave the process in an inconsistent state.
+inline bool lasts(cudaError_t error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+      return true;
+    default:
+      return false;
+  }
+}
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // so that it does not surface in the next call
-  throw Error(ErrorCode::kDevice,
-              std::string(what) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+  throw device_error(what, cudaGetErrorName(error), cudaGetErrorString(error), lasts(error));
 }
 #define AB_CUDA(call) ::attention_bias::cuda::check((call), #call)
 

@@ -114,9 +114,9 @@ class Work {
   // Device memory to the end of the work.
   template <class T>
   T* allocate(int64_t count, const char* what = "the operation") {
-    void* memory = runtime_->allocate(Place::kDevice, count * static_cast<int64_t>(sizeof(T)), false, what);
-    memory_.push_back(memory);
-    return static_cast<T*>(memory);
+    memory_.push_back(nullptr);  // first, so that what is allocated has its place
+    memory_.back() = runtime_->allocate(Place::kDevice, count * static_cast<int64_t>(sizeof(T)), false, what);
+    return static_cast<T*>(memory_.back());
   }
 
   bool on_device(const void* address) const { return runtime_->place_of(address) == Place::kDevice; }

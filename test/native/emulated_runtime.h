@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "emulator.h"
+#include "faults.h"
 
 #if defined(AB_ASAN)
 #include <sanitizer/asan_interface.h>
@@ -43,7 +44,9 @@ class Runtime : public MemoryPool {
  public:
   static constexpr size_t kDeviceBytes = size_t{1} << 30;
 
-  Runtime(int, int64_t limit_bytes) : MemoryPool(limit_bytes) {}
+  Runtime(int device, int64_t limit_bytes) : MemoryPool(limit_bytes), device_(device) {
+    require("cudaStreamCreateWithFlags");
+  }
   ~Runtime() override {
     settle();
     trim();
@@ -54,15 +57,18 @@ class Runtime : public MemoryPool {
   void require_kernel(Kernel) const {}
 
   void copy(Stream stream, void* to, const void* from, size_t bytes) {
+    require("cudaMemcpyAsync");
     push(stream, [=] { std::memcpy(to, from, bytes); });
   }
   void order(Stream first, Stream then) {
+    require("cudaStreamWaitEvent");
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     Queue& queue = of(then);
     queue.items.push_back({{}, &of(first), of(first).queued});
     ++queue.queued;
   }
   void synchronize() {
+    require("cudaStreamSynchronize");
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     for (Queue& queue : queues_) run_until(queue, queue.queued);
   }
@@ -81,6 +87,7 @@ class Runtime : public MemoryPool {
   class Mark {
    public:
     void record(Runtime* runtime, Stream stream) {
+      runtime->require("cudaEventRecord");
       const std::lock_guard<std::recursive_mutex> lock(runtime->mutex_);
       runtime_ = runtime;
       queue_ = &runtime->of(stream);
@@ -88,6 +95,7 @@ class Runtime : public MemoryPool {
     }
     void wait() {
       if (!runtime_) return;
+      runtime_->require("cudaEventSynchronize");
       const std::lock_guard<std::recursive_mutex> lock(runtime_->mutex_);
       runtime_->run_until(*queue_, until_);
     }
@@ -98,14 +106,16 @@ class Runtime : public MemoryPool {
     uint64_t until_ = 0;
   };
 
-  void start_clock() {}
-  void stop_clock() {}
+  void start_clock() { require("cudaEventRecord"); }
+  void stop_clock() { require("cudaEventRecord"); }
   float clock_ms() const { return 0; }
 
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes,
               const Arguments&... arguments) {
+    require("a kernel's launch");
     push(Stream::kCompute, [=, seed = seed_] {
+      const faults::Suspended own;  // the emulator's memory is none of a device's
       const emulator::Emulation did = emulator::emulate({grid.x, grid.y, grid.z}, threads, shared_bytes, seed,
                                                         [&] { kernel(arguments...); });
       launched.blocks += did.blocks;
@@ -118,12 +128,13 @@ class Runtime : public MemoryPool {
 
  protected:
   void* take(Place place, size_t bytes) override {
-    if (place == Place::kDevice) {
-      if (taken_ + bytes > kDeviceBytes) return nullptr;
-      taken_ += bytes;
-    }
+    if (!faults::lost(device_) && faults::fails(faults::Kind::kDeviceMemory)) return nullptr;
+    require("cudaMalloc");
+    if (place == Place::kDevice && taken_ + bytes > kDeviceBytes) return nullptr;
+    const faults::Suspended own;
     void* memory = ::operator new (bytes, std::align_val_t{256});
     sizes_[memory] = bytes;
+    if (place == Place::kDevice) taken_ += bytes;
     return memory;
   }
   void give_back(Place place, void* memory) noexcept override {
@@ -139,7 +150,9 @@ class Runtime : public MemoryPool {
   }
   void fill_zero(Place place, void* memory, size_t bytes) override {
     if (place == Place::kPinned) std::memset(memory, 0, bytes);
-    if (place == Place::kDevice) push(Stream::kCompute, [=] { std::memset(memory, 0, bytes); });
+    if (place == Place::kPinned) return;
+    require("cudaMemsetAsync");
+    push(Stream::kCompute, [=] { std::memset(memory, 0, bytes); });
   }
   void mark_used(void* memory, size_t bytes, size_t held) override {
     unpoison(memory, held);
@@ -151,6 +164,13 @@ class Runtime : public MemoryPool {
   }
 
  private:
+  // What any call of a device may end with: a fault that a test asked for, or what an earlier one left.
+  void require(const char* call) const {
+    if (const faults::Fault* fault = faults::of_call(device_)) {
+      throw device_error(call, fault->name, fault->text, fault->lasts);
+    }
+  }
+
   static void unpoison(void* memory, size_t bytes) {
 #if defined(AB_ASAN)
     ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
@@ -179,7 +199,7 @@ class Runtime : public MemoryPool {
     if (queue.items.empty()) return false;
     const Item& head = queue.items.front();
     if (head.other && head.other->done < head.until) return false;
-    const std::function<void()> run = head.run;
+    const std::function<void()> run = std::move(queue.items.front().run);
     queue.items.pop_front();
     if (run) run();
     ++queue.done;
@@ -190,6 +210,7 @@ class Runtime : public MemoryPool {
     return random_ >> 33;
   }
 
+  const int device_;
   const uint64_t seed_ = emulated_seed;
   uint64_t random_ = seed_;
   std::recursive_mutex mutex_;
