@@ -1,6 +1,6 @@
 // What can only be seen from outside: how processes and worker threads end, what stays in memory, what waits. Each
 // program of test/process runs on the built package (dist/).
-import { execFile } from 'node:child_process';
+import { execFile, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 
 interface Ended {
@@ -11,14 +11,19 @@ interface Ended {
   seconds: number;
 }
 
-async function run(program: string, args: string[] = [], nodeArgs: string[] = []): Promise<Ended> {
+async function run(
+  program: string,
+  args: string[] = [],
+  nodeArgs: string[] = [],
+  env: NodeJS.ProcessEnv = {},
+): Promise<Ended> {
   const start = performance.now();
   return new Promise((resolve) => {
     const file = join(__dirname, 'process', program);
     const child = execFile(
       process.execPath,
       [...nodeArgs, file, ...args],
-      { timeout: 120_000 },
+      { timeout: 120_000, env: { ...process.env, ...env } },
       (_, stdout, stderr) => {
         resolve({
           code: child.exitCode,
@@ -89,6 +94,22 @@ test('worker threads terminated in the middle of an operation', async () => {
   const { times } = await report<{ times: number[] }>('terminate.cjs');
   expect(times).toHaveLength(5);
   expect(Math.max(...times)).toBeLessThan(2000); // ms; the operation takes 20 s
+});
+
+const emulated = join(__dirname, '../build-emulated/Release/attention_bias.node');
+const emulates = spawnSync('cmake', ['--version']).status === 0;
+describe.each(emulates ? ['cpu', 'cuda'] : ['cpu'])('with every operation under way on %s', (device) => {
+  const env = device === 'cuda' ? { ATTENTION_BIAS_BINARY: emulated } : {};
+  test.each([
+    ['terminate', 0, ''],
+    ['exit', 7, ''],
+    ['throw', 1, 'Error: thrown on purpose'],
+  ])('%s', async (how, code, words) => {
+    const ended = await run('teardown.cjs', [device, how], [], env);
+    expect(ended).toMatchObject({ code, signal: null, stdout: 'ok\n' });
+    if (words === '') expect(ended.stderr).toBe('');
+    else expect(ended.stderr).toContain(words);
+  });
 });
 
 test('worker threads side by side', async () => {

@@ -1,5 +1,6 @@
 import yargs from 'yargs';
 import { AttentionBiasError, visible, type ErrorCode } from '../errors.js';
+import { ioError } from '../formats/io.js';
 import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
 import { doctorCommand } from './doctor.js';
@@ -62,7 +63,11 @@ export async function main(args: string[]): Promise<void> {
     });
   // A reader that has seen enough, as in `attention-bias doctor | head -1`, is no error.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
+    if (error.code === 'EPIPE') return;
+    process.stderr.write(
+      `attention-bias: ${oneLine(ioError('an output that can be written', 'stdout', error).message)}\n`,
+    );
+    process.exitCode = exitCode('ERR_IO');
   });
   try {
     await parser.parseAsync();

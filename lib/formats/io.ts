@@ -45,6 +45,12 @@ export function isPassing(error: unknown): boolean {
   return passing.has(code) || passing.has((Object(cause) as { code?: unknown }).code);
 }
 
+const full: ReadonlySet<unknown> = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS']);
+
+/** Whether an ERR_IO says that the disk has no room, or takes no files: nothing that passes by itself. */
+export const isOfFullDisk = ({ cause }: Error): boolean =>
+  full.has((Object(cause) as { code?: unknown }).code);
+
 export function throwIfAborted(signal: AbortSignal | undefined, path: string): void {
   if (signal?.aborted) {
     throw new AttentionBiasError('ERR_ABORTED', `${path}: aborted`, { cause: signal.reason });

@@ -7,6 +7,7 @@
 import { createHash } from 'node:crypto';
 
 import { AttentionBiasError } from '../../errors.js';
+import { isOfFullDisk } from '../../formats/io.js';
 
 /** A run as a queue carries it: plain JSON with which any process that sees the same files plans the same run. */
 export interface QueuedRun {
@@ -253,13 +254,14 @@ export class UnfitError extends AttentionBiasError {}
 
 /**
  * Whether a failure ends the worker. A device that does not work would fail one shard after the other, faster than others do
- * them; it counts as an attempt all the same, as the shard may be what breaks devices.
+ * them; it counts as an attempt all the same, as the shard may be what breaks devices. A disk that is full or can't be written
+ * to is no better a while later.
  *
  * @param failedInARow the shards that failed since one was done, this one among them
  */
 export function endsWorker(error: unknown, failedInARow: ReadonlySet<unknown>): boolean {
   if (error instanceof UnfitError || failedInARow.size >= MAX_FAILED_IN_A_ROW) return true;
-  return error instanceof AttentionBiasError && error.code === 'ERR_DEVICE';
+  return error instanceof AttentionBiasError && (error.code === 'ERR_DEVICE' || isOfFullDisk(error));
 }
 
 export const asError = (thrown: unknown): Error =>
