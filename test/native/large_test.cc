@@ -12,6 +12,7 @@
 #include "attention_case.h"
 #include "check.h"
 #include "core/deformable.h"
+#include "core/multihead.h"
 #include "cpu/backend.h"
 
 namespace attention_bias::test {
@@ -246,6 +247,27 @@ void limits() {
   deformable_problem(view({1, kMost, 1, 1}, "value"), {{1 << 15, 1 << 15}}, location, weight);
   CHECK_ERROR(deformable_problem(view({1, kMost + 1, 1, 1}, "value"), {{kMost + 1, 1}}, location, weight),
               ErrorCode::kShape, "at most 2^30 pixels for value");
+  CHECK_ERROR(deformable_problem(view({1, 1, 1, kMaxHeadDim + 1}, "value"), {{1, 1}}, location, weight),
+              ErrorCode::kShape, "a head dim of at most 8192 for value");
+  CHECK_ERROR(deformable_problem(view({1, 1, 1, 1}, "value"), {{1, 1}},
+                                 view({1, kMost + 1, 1, 1, 1, 2}, "samplingLocations"),
+                                 view({1, kMost + 1, 1, 1, 1}, "attentionWeights")),
+              ErrorCode::kShape, "at most 2^30 queries, and H·L·P for samplingLocations");
+  const auto low_rank = [&](int64_t rank) {
+    std::vector<float> factors(static_cast<size_t>(rank));
+    const TensorView view = {factors.data(), DType::kFloat32, {1, 1, 1, rank}, "factors"};
+    Program({1, 1, 1, 1}).add_low_rank(view, view, 1, "bias[0]");
+  };
+  low_rank(kMaxHeadDim);
+  CHECK_ERROR(low_rank(kMaxHeadDim + 1), ErrorCode::kShape, "a rank of at most 8192 for factors");
+  const auto multihead = [&](int64_t features, int64_t heads) {
+    const TensorView query = view({1, 1, features}, "query"), key = view({1, 1, features}, "key"),
+                     in = view({3 * features, features}, "inProjWeight"),
+                     out = view({features, features}, "outProjWeight");
+    multihead_problem({&query, &key, &key, nullptr, nullptr, &in, nullptr, &out, nullptr}, heads);
+  };
+  multihead(2 * kMaxHeadDim, 2);
+  CHECK_ERROR(multihead(2 * kMaxHeadDim, 1), ErrorCode::kShape, "a head dim of at most 8192 for query");
 }
 
 }  // namespace
