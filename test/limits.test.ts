@@ -24,7 +24,7 @@ test('elements of a tensor, and memory that no system has', async () => {
 test('the results of an operation are refused before it runs', async () => {
   using device = await open({ device: 'cpu', threads: 1 });
   const bias = [{ type: 'causal' as const }];
-  const shape = [1, 1, 2 ** 26, 2 ** 27];
+  const shape = [1, 1, 2 ** 26, 2 ** 27] as const;
   await expectError(() => device.bias({ shape, bias }), 'ERR_MEMORY', '36028797018963968 bytes');
   await expectError(() => device.bias({ shape: [1, 1, 1, 2 ** 30 + 1], bias }), 'ERR_SHAPE', '2^30');
 });
