@@ -55,6 +55,9 @@ ThreadPool::ThreadPool(int size) : cpus_(size) {
     stop();
     throw Error(ErrorCode::kMemory,
                 "could not start " + std::to_string(size) + " threads, only " + started + ": " + e.what());
+  } catch (...) {  // no memory for one: those that run would be left behind
+    stop();
+    throw;
   }
 }
 
