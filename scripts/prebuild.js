@@ -70,7 +70,9 @@ function build(name, { cuda, cmake }) {
 /** The oldest glibc that an addon loads with. It may need no other library that a system could lack. */
 function oldestGlibc(objdump, path) {
   const needed = [...read(objdump, '-p', path).matchAll(/NEEDED\s+(\S+)/g)].map(([, library]) => library);
-  const foreign = needed.filter((name) => !/^(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux.*)\.so/.test(name));
+  const foreign = needed.filter(
+    (name) => !/^(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux.*)\.so/.test(name),
+  );
   if (foreign.length > 0) throw new Error(`${path} needs ${foreign.join(', ')}`);
   const versions = [...read(objdump, '-T', path).matchAll(/GLIBC_(\d+)\.(\d+)/g)];
   const [major, minor] = versions

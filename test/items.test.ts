@@ -269,10 +269,14 @@ describe('the flow of items', () => {
     const items = Array.from({ length: 12 }, (_, i) => jobItem(i, 0, { tensors: files[i % 3]! }));
     const all = await outcomes(items, { device: watched, concurrency: 4 });
     for (const [i, outcome] of all.entries()) {
-      const { out } = await runJob(join(folder, '0.json'), { device }, {
-        ...(await readJob(join(folder, '0.json'))),
-        tensors: files[i % 3]!,
-      });
+      const { out } = await runJob(
+        join(folder, '0.json'),
+        { device },
+        {
+          ...(await readJob(join(folder, '0.json'))),
+          tensors: files[i % 3]!,
+        },
+      );
       expect(good(outcome).tensors.out!.data).toEqual(out!.data);
     }
     expect(used).toHaveLength(24);
