@@ -20,6 +20,7 @@ const aboutTheAddon = [
   'arguments',
   'auto',
   'backward',
+  'conformance',
   'cuda',
   'deformable',
   'device',

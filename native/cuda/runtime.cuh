@@ -97,13 +97,15 @@ class Runtime : public MemoryPool {
       AB_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     }
     for (cudaEvent_t* event : {&start_, &stop_}) AB_CUDA(cudaEventCreate(event));
-    AB_CUDA(cudaEventCreateWithFlags(&order_, cudaEventDisableTiming));
+    for (cudaEvent_t* event : {&order_, &filled_}) {
+      AB_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    }
     AB_CUDA(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
   }
   ~Runtime() override {
     settle();
     trim();
-    for (cudaEvent_t event : {start_, stop_, order_}) {
+    for (cudaEvent_t event : {start_, stop_, order_, filled_}) {
       if (event) cudaEventDestroy(event);
     }
     for (cudaStream_t stream : streams_) {
@@ -222,7 +224,13 @@ class Runtime : public MemoryPool {
       return;
     }
     cudaError_t error = cudaSuccess;
-    on_device([&] { error = cudaMemsetAsync(memory, 0, bytes, of(Stream::kCompute)); });
+    // Copies wait for it too: before it is filled the block may be released and be what an operation under
+    // way uploads to. An event of its own, under the pool's lock: order() is the operations' thread's.
+    on_device([&] {
+      error = cudaMemsetAsync(memory, 0, bytes, of(Stream::kCompute));
+      if (error == cudaSuccess) error = cudaEventRecord(filled_, of(Stream::kCompute));
+      if (error == cudaSuccess) error = cudaStreamWaitEvent(of(Stream::kTransfer), filled_, 0);
+    });
     check(error, "filling with zeros");
   }
 
@@ -247,7 +255,7 @@ class Runtime : public MemoryPool {
 
   int device_;
   cudaStream_t streams_[2] = {nullptr, nullptr};
-  cudaEvent_t start_ = nullptr, stop_ = nullptr, order_ = nullptr;
+  cudaEvent_t start_ = nullptr, stop_ = nullptr, order_ = nullptr, filled_ = nullptr;
   int multiprocessors_ = 1;
 };
 

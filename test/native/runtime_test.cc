@@ -84,6 +84,30 @@ void missing_waits() {
   }
 }
 
+// A block that is to be filled with zeros is released, and is another's, before it was filled.
+void late_fill() {
+  context = "late fill";
+  const std::vector<int32_t> from = numbers(100);
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    cuda::emulated_seed = static_cast<uint64_t>(seed);
+    Runtime runtime(0, 0);
+    void* const zeros = runtime.allocate(Place::kDevice, 400, true, "zeros");
+    runtime.release(zeros);
+    void* const in = runtime.allocate(Place::kDevice, 400, false, "in");
+    CHECK(in == zeros);
+    runtime.copy(Stream::kTransfer, in, from.data(), 400);
+    runtime.synchronize();
+    CHECK(std::memcmp(in, from.data(), 400) == 0);
+    // In the cache, and given back to the driver, which waits for it.
+    runtime.release(runtime.allocate(Place::kDevice, 5000, true, "zeros"));
+    runtime.synchronize();
+    runtime.release(runtime.allocate(Place::kDevice, 5000, true, "zeros"));
+    runtime.trim();
+    runtime.synchronize();
+    runtime.release(in);
+  }
+}
+
 // Several times what the staging buffers hold, of memory of each kind.
 void staging() {
   const int64_t count = 3 * Staging::kBytes / 4 + 12345;
@@ -176,6 +200,7 @@ void pool() {
 int main() {
   using namespace attention_bias::test;
   missing_waits();
+  late_fill();
   staging();
   pool();
   return finish("runtime, emulated");

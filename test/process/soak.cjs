@@ -107,10 +107,11 @@ async function player({ device: kind, seed, folder, expected, plant }) {
     async close() {
       const calls = Array.from({ length: 3 }, pick).map((name) => [name, start(name)]);
       if (random() < 0.5) await sleep(2 * random());
-      device.close();
       const closed = device;
+      const settling = Promise.all(calls.map(([name, running]) => settle(name, running, 'ERR_DEVICE')));
+      closed.close();
       device = await openDevice();
-      const settled = await Promise.all(calls.map(([name, running]) => settle(name, running, 'ERR_DEVICE')));
+      const settled = await settling;
       assert.throws(() => closed.tensor([1]), { code: 'ERR_DEVICE' });
       counts.closed += settled.filter((right) => !right).length;
     },
