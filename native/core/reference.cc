@@ -32,44 +32,64 @@ void reference_bias(const Program& bias, double* out) {
   }
 }
 
-void reference_attention(const AttentionProblem& p, double* out, double* lse) {
+namespace {
+
+// One query's probabilities.
+struct Row {
+  std::vector<double> weight;  // 0 where hidden
+  std::vector<bool> visible;
+  double lse;  // −∞ where it sees no key
+};
+
+// Of the query `row` of [B, H, Q].
+void weigh(const AttentionProblem& p, int64_t row, Row* to) {
   const Extent& e = p.extent;
   const double infinity = std::numeric_limits<double>::infinity();
-  std::vector<double> scores(static_cast<size_t>(e.keys));
-  for (int64_t b = 0; b < e.batch; ++b) {
-    for (int64_t h = 0; h < e.heads; ++h) {
-      const int64_t keys = (b * e.heads + h) * e.keys;
-      for (int64_t q = 0; q < e.queries; ++q) {
-        const int64_t row = (b * e.heads + h) * e.queries + q;
-        double* result = out + row * p.value_dim;
-        std::vector<bool> visible(scores.size());
-        bool seen = false;
-        double greatest = -infinity;
-        for (int64_t k = 0; k < e.keys; ++k) {
-          const double bias = p.bias ? bias_at(*p.bias, b, h, q, k) : 0;
-          visible[k] = bias != -infinity;
-          if (!visible[k]) continue;
-          seen = true;
-          double dot = 0;
-          for (int64_t d = 0; d < p.head_dim; ++d)
-            dot +=
-                static_cast<double>(p.query.at(row * p.head_dim + d)) * p.key.at((keys + k) * p.head_dim + d);
-          scores[k] = p.scale * dot + bias;
-          if (!(scores[k] <= greatest)) greatest = scores[k];  // NaN wins
-        }
-        for (int64_t d = 0; d < p.value_dim; ++d) result[d] = 0;
-        lse[row] = -infinity;
-        if (!seen) continue;
-        double sum = 0;
-        for (int64_t k = 0; k < e.keys; ++k) {
-          if (!visible[k]) continue;
-          const double weight = std::exp(scores[k] - greatest);  // NaN where greatest is infinite
-          sum += weight;
-          for (int64_t d = 0; d < p.value_dim; ++d)
-            result[d] += weight * p.value.at((keys + k) * p.value_dim + d);
-        }
-        for (int64_t d = 0; d < p.value_dim; ++d) result[d] /= sum;
-        lse[row] = greatest + std::log(sum);
+  const int64_t b = row / (e.heads * e.queries), h = row / e.queries % e.heads, q = row % e.queries;
+  const int64_t keys = (b * e.heads + h) * e.keys;
+  to->weight.assign(static_cast<size_t>(e.keys), 0);
+  to->visible.assign(static_cast<size_t>(e.keys), false);
+  to->lse = -infinity;
+  bool seen = false;
+  double greatest = -infinity;
+  for (int64_t k = 0; k < e.keys; ++k) {
+    const double bias = p.bias ? bias_at(*p.bias, b, h, q, k) : 0;
+    if (bias == -infinity) continue;
+    to->visible[k] = seen = true;
+    double dot = 0;
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      dot += static_cast<double>(p.query.at(row * p.head_dim + d)) * p.key.at((keys + k) * p.head_dim + d);
+    }
+    to->weight[k] = p.scale * dot + bias;
+    if (!(to->weight[k] <= greatest)) greatest = to->weight[k];  // NaN wins
+  }
+  if (!seen) return;
+  double sum = 0;
+  for (int64_t k = 0; k < e.keys; ++k) {
+    if (!to->visible[k]) continue;
+    to->weight[k] = std::exp(to->weight[k] - greatest);  // NaN where greatest is infinite
+    sum += to->weight[k];
+  }
+  // Not exp(score − lse): near the ends of float32 even a float64 rounds lse to the greatest score.
+  for (double& weight : to->weight) weight /= sum;
+  to->lse = greatest + std::log(sum);
+}
+
+}  // namespace
+
+void reference_attention(const AttentionProblem& p, double* out, double* lse) {
+  const Extent& e = p.extent;
+  Row at;
+  for (int64_t row = 0; row < e.batch * e.heads * e.queries; ++row) {
+    weigh(p, row, &at);
+    lse[row] = at.lse;
+    double* const result = out + row * p.value_dim;
+    for (int64_t d = 0; d < p.value_dim; ++d) result[d] = 0;
+    const int64_t keys = row / e.queries * e.keys;
+    for (int64_t k = 0; k < e.keys; ++k) {
+      if (!at.visible[k]) continue;
+      for (int64_t d = 0; d < p.value_dim; ++d) {
+        result[d] += at.weight[k] * p.value.at((keys + k) * p.value_dim + d);
       }
     }
   }
@@ -91,25 +111,23 @@ ReferenceGradients reference_backward(const BackwardProblem& problem) {
       g.terms.emplace_back(static_cast<size_t>(element_count(learnable.tensor.shape, "")));
     }
   }
+  Row at;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t b = row / (e.heads * e.queries), h = row / e.queries % e.heads, q = row % e.queries;
+    weigh(p, row, &at);
     const float* grad_out = problem.grad_out + row * p.value_dim;
     double mean = 0;  // Σ_k p·dp
     for (int64_t d = 0; d < p.value_dim; ++d) {
       mean += static_cast<double>(grad_out[d]) * out[row * p.value_dim + d];
     }
     for (int64_t k = 0; k < e.keys; ++k) {
-      const double bias = p.bias ? bias_at(*p.bias, b, h, q, k) : 0;
-      if (bias == -std::numeric_limits<double>::infinity()) continue;
+      if (!at.visible[k]) continue;
       const int64_t key_row = (b * e.heads + h) * e.keys + k;
-      double dot = 0, grad = 0;
-      for (int64_t d = 0; d < p.head_dim; ++d) {
-        dot += static_cast<double>(p.query.at(row * p.head_dim + d)) * p.key.at(key_row * p.head_dim + d);
-      }
+      double grad = 0;
       for (int64_t d = 0; d < p.value_dim; ++d) {
         grad += static_cast<double>(grad_out[d]) * p.value.at(key_row * p.value_dim + d);
       }
-      const double weight = std::exp(p.scale * dot + bias - lse[row]);
+      const double weight = at.weight[k];
       const double of_score = weight * (grad - mean);
       for (int64_t d = 0; d < p.head_dim; ++d) {
         g.query[row * p.head_dim + d] += p.scale * of_score * p.key.at(key_row * p.head_dim + d);

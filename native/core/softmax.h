@@ -39,6 +39,20 @@ AB_HD float log_sum_exp_of_log2(const SoftmaxState& s) {
   return static_cast<float>(static_cast<double>(s.base) * kLn2 + __builtin_log(static_cast<double>(s.sum)));
 }
 
+// Whether float32 rounds a row's lse by so much that exp(score − lse) is no probability: at 4096 by 2.4e-4,
+// and where all scores are near its least, as those that an additive mask covers are, by more than any
+// logarithm of a sum. Gradients then take exp(score − base)/sum, by the greatest of the row's scores.
+AB_HD bool is_far(float lse) {
+  constexpr float kFarLse = 4096.0f;
+  return (lse > kFarLse || lse < -kFarLse) && lse - lse == 0.0f;
+}
+
+// exp(score − lse) is exp(score − base)·factor.
+struct RowSum {
+  float base;    // lse; or the greatest score; or infinity for a row that sees no key
+  float factor;  // 1; or 1/Σ exp(score − base)
+};
+
 // Whether a part weighs anything in a merge of parts.
 AB_HD bool weighs(const SoftmaxState& part) { return part.seen && part.sum != 0.0f; }  // true for NaN
 

@@ -28,16 +28,16 @@ struct Isa {
   Kernels kernels;
 };
 
-#define AB_KERNELS(isa)                                                                                  \
-  Kernels {                                                                                              \
-    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                      \
-        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,     \
-        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,           \
-        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats, \
-        isa::backward, isa::flush_grad_sums, isa::linear_panels, isa::packed_weight_floats,              \
-        isa::pack_weight, isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies,     \
-        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,   \
-        isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient              \
+#define AB_KERNELS(isa)                                                                                    \
+  Kernels {                                                                                                \
+    isa::query_block, isa::attention_scratch_floats, isa::attention, isa::has_bf16,                        \
+        isa::bf16_scratch_floats, isa::attention_bf16, isa::left_over_rows, isa::row_scratch_floats,       \
+        isa::attention_rows, isa::gather_scratch_floats, isa::gather, isa::shared_bias_floats,             \
+        isa::expand_bias, isa::short_scratch_floats, isa::attention_short, isa::backward_scratch_floats,   \
+        isa::backward, isa::row_sums, isa::flush_grad_sums, isa::linear_panels, isa::packed_weight_floats, \
+        isa::pack_weight, isa::linear_scratch_floats, isa::linear, isa::bias_rows, isa::bias_copies,       \
+        isa::peak_fma, isa::peak_bf16, isa::peak_fill, isa::peak_read, isa::deformable_scratch_floats,     \
+        isa::deformable_rows, isa::deformable_gradient_rows, isa::deformable_value_gradient                \
   }
 
 // Best last.
@@ -308,7 +308,7 @@ struct Backend::State {
   State(int threads, const Isa& chosen, std::shared_ptr<MemoryLimit> bound)
       : limit(std::move(bound)), isa(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {
     for (Scratch& one : scratch) one.bound_by(limit.get());
-    for (Scratch* one : {&biases, &forward, &partial, &packed}) one->bound_by(limit.get());
+    for (Scratch* one : {&biases, &forward, &row_sums, &partial, &packed}) one->bound_by(limit.get());
     for (Scratch& one : widened) one.bound_by(limit.get());
     for (Scratch& one : between) one.bound_by(limit.get());
   }
@@ -475,7 +475,8 @@ struct Backend::State {
   Scratch biases;                // expand_bias's
   NearLists near;
   NearGradients near_gradients;
-  Scratch forward;  // out and lse, for gradients
+  Scratch forward;   // out and lse, for gradients
+  Scratch row_sums;  // likewise
   Scratch partial;
   Scratch widened[3];  // query, key and value
   Scratch packed;      // a linear layer's weights
@@ -700,6 +701,24 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
   const bool shares = SharedTileMemory::pays(problem, c.row_run, tiles, tile_floats);
   std::vector<SharedTileMemory> shared_tiles(static_cast<size_t>(shares ? s.pool.size() : 0));
   for (SharedTileMemory& memory : shared_tiles) memory.bound_by(s.limit.get());
+  RowSum* row_sums = nullptr;
+  if (std::any_of(p.lse, p.lse + rows * e.queries, is_far)) {
+    row_sums = reinterpret_cast<RowSum*>(s.row_sums.floats(2 * rows * e.queries));
+    const int64_t block = kernels.query_block(), blocks = ceil_div(e.queries, block);
+    s.run(rows * blocks, abort, [&](int64_t item, int worker) {
+      BackwardTask task = {};
+      task.problem = &problem;
+      task.b = item / blocks / e.heads;
+      task.h = item / blocks % e.heads;
+      task.q0 = static_cast<int32_t>(item % blocks * block);
+      task.q1 = static_cast<int32_t>(std::min(e.queries, task.q0 + block));
+      task.k1 = static_cast<int32_t>(e.keys);
+      task.near = listed ? s.near_gradients.of_batch(task.b) : nullptr;
+      task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
+      task.abort = abort;
+      if (!kernels.row_sums(task, static_cast<int32_t>(c.key_run), row_sums)) throw_aborted();
+    });
+  }
   s.run(groups, abort, [&](int64_t group, int worker) {
     const int64_t key_index = group % c.key_runs, row0 = group / c.key_runs * c.row_run;
     const int64_t row1 = std::min(rows, row0 + c.row_run), k0 = key_index * c.key_run;
@@ -708,6 +727,7 @@ void Backend::attention_backward(const BackwardProblem& given, AbortFlag abort) 
     task.k0 = static_cast<int32_t>(k0);
     task.k1 = static_cast<int32_t>(std::min(e.keys, k0 + c.key_run));
     task.careful = careful;
+    task.row_sums = row_sums;
     task.scratch = s.scratch[static_cast<size_t>(worker)].floats(scratch_floats);
     task.abort = abort;
     if (!problem.grad_terms.empty()) {

@@ -4,7 +4,9 @@
 //   dscore = p·(dout·value − out·dout)     which is also the gradient by the pair's bias
 //   dquery = scale·Σ_k dscore·key          dkey = scale·Σ_q dscore·query          dvalue = Σ_q p·dout
 //
-// as in FlashAttention-2 (Dao 2023): scores are computed again, nothing of size Q·K is kept.
+// as in FlashAttention-2 (Dao 2023): scores are computed again, nothing of size Q·K is kept. Where float32
+// rounds lse by too much (is_far), p = exp(score − base)/sum by the greatest and the sum of the very scores
+// that this kernel computes, which a pass before has found (row_sums).
 //
 // Lanes are queries, as in attention_body.h, and per tile of 64 keys × 3 vectors of queries:
 //
@@ -40,7 +42,8 @@ struct Block {
   float* packed;       // [all panels' dims][kQueries], times scale
   float* grad_out;     // [value_dim][kQueries]
   float* grad_packed;  // as packed, not scaled yet
-  float* shift;        // [kQueries] lse
+  float* shift;        // [kQueries] lse, or base
+  float* factor;       // [kQueries] 1, or 1/sum
   float* mean;         // [kQueries] out·grad_out
 };
 
@@ -72,18 +75,23 @@ struct Work {
   float* grad_scores;     // likewise
   float* tile_bias;       // likewise
   float* local;           // likewise
+  float* blocks;          // of queries
 };
 
 AB_INLINE int32_t padded(int32_t dims) { return (dims + kLanes - 1) / kLanes * kLanes; }
 
 // ---- a tile's pairs --------------------------------------------------------------------------------------
 
-// Probabilities of NR keys. With kHiding scores start at the tile's biases, −∞ hides, and `subtract` is taken
-// off at the end; otherwise they start at row. What they are over lse ends at `most`: 0 where it is all of a
-// score, since a probability is at most 1 and great scores and lse are rounded by more than exp takes.
-template <int NR, int NV, bool kHiding>
-AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key, int in_tile, const Vec* row,
-                                const Vec* subtract, Vec most) {
+// What a tile's pairs become: probabilities of scores that start at `row`; or at the tile's biases, of which
+// −∞ hides, and `row` is taken off at the end; or the scores themselves, from the tile's biases.
+enum class Pairs { kFromRow, kFromBias, kScores };
+
+// Of NR keys. What scores are over lse ends at `most`: 0 where it is all of a score, since a probability is
+// at most 1 and both are rounded.
+template <int NR, int NV, Pairs kPairs>
+AB_INLINE void pair_rows(const Work& w, const Panel* panels, int64_t key, int in_tile, const Vec* row,
+                         const float* factor, Vec most) {
+  constexpr bool kHiding = kPairs != Pairs::kFromRow;
   Vec sum[NR][NV];
   const float* bias = w.tile_bias + in_tile * kQueries;
   start_rows<NR, NV, kHiding ? Start::kHiding : Start::kRow>(row, bias, sum);
@@ -92,25 +100,27 @@ AB_INLINE void probability_rows(const Work& w, const Panel* panels, int64_t key,
   for (int r = 0; r < NR; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
-      Vec score = sum[r][v];
+      Vec pair = sum[r][v];
       if (kHiding) {
         const VecInt hide = load(bias + r * kQueries + v * kLanes) == -kInfinity;
-        score = hide ? Vec{} - kInfinity : score - subtract[v];
+        if (kPairs == Pairs::kFromBias) pair -= row[v];
+        pair = hide ? Vec{} - kInfinity : pair;
       }
-      score = min_or_second(most, score);
-      store(w.probabilities + (in_tile + r) * kQueries + v * kLanes, exp_vec(score));
+      if (kPairs != Pairs::kScores) pair = exp_vec(min_or_second(most, pair));
+      if (kPairs == Pairs::kFromBias) pair *= load(factor + v * kLanes);
+      store(w.probabilities + (in_tile + r) * kQueries + v * kLanes, pair);
     }
   }
 }
 
-template <int NV, bool kHiding>
-AB_INLINE void probability_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
-                                const Vec* subtract, Vec most) {
+template <int NV, Pairs kPairs>
+AB_INLINE void pair_tile(const Work& w, const Panel* panels, int64_t key, int count, const Vec* row,
+                         const float* factor, Vec most) {
   int k = 0;
   for (; k + kRows <= count; k += kRows) {
-    probability_rows<kRows, NV, kHiding>(w, panels, key + k, k, row, subtract, most);
+    pair_rows<kRows, NV, kPairs>(w, panels, key + k, k, row, factor, most);
   }
-  for (; k < count; ++k) probability_rows<1, NV, kHiding>(w, panels, key + k, k, row, subtract, most);
+  for (; k < count; ++k) pair_rows<1, NV, kPairs>(w, panels, key + k, k, row, factor, most);
 }
 
 // Gradients by the scores of NR keys, whose sums by query join `sums`. With kCareful those of hidden pairs
@@ -351,15 +361,16 @@ __attribute__((noinline)) void differentiate_tile(const Work& w, const Block& bl
                                                   Vec* sums) {
   const int count = tile.k1 - tile.k0;
   const int32_t queries = tile.q1 - tile.q0;
-  Vec start[NV], shift[NV], grad_sums[NV];
+  Vec from[NV], grad_sums[NV];
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    shift[v] = load(block.shift + v * kLanes);
-    start[v] = load(row + v * kLanes) - shift[v];
+    const Vec shift = load(block.shift + v * kLanes);
+    from[v] = kHiding ? shift : load(row + v * kLanes) - shift;
   }
   // Where listed biases are still to come, scores may be above lse, and exp ends before infinity.
   const bool patched = !kHiding && near != near_end;
-  probability_tile<NV, kHiding>(w, panels, tile.k0, count, start, shift, splat(patched ? 88.0f : 0.0f));
+  pair_tile<NV, kHiding ? Pairs::kFromBias : Pairs::kFromRow>(w, panels, tile.k0, count, from, block.factor,
+                                                              splat(patched ? 88.0f : 0.0f));
   if (patched) {
     for (const NearGradient* i = near; i != near_end; ++i) {
       float& p = w.probabilities[i->at];
@@ -390,27 +401,23 @@ __attribute__((noinline)) void differentiate_tile(const Work& w, const Block& bl
   }
 }
 
-template <int NV>
-void differentiate_keys(Work* work, const Block& block, const Tile& keys) {
+// Calls body(tile, part, row, near, near_end, hiding) for the tiles that are not hidden whole of a block of
+// queries over a block of keys, which `plan` is of: the plan of those of its terms that are mixed, what the
+// other biases come to by query, and the listed ones. With `hiding` all of them are at w.tile_bias.
+template <int NV, class Body>
+AB_INLINE void each_tile(Work* work, const Block& block, const Tile& keys, const TilePlan& plan,
+                         const Body& body) {
   const Work& w = *work;
   const BackwardTask& t = *w.task;
-  const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
-  if (plan.hidden) return;
-  Panel panels[kMaxPanels];
-  const float* packed = block.packed;
-  for (int p = 0; p < w.panel_count; ++p) {
-    panels[p] = w.panels[p];
-    panels[p].query = packed;
-    packed += static_cast<int64_t>(panels[p].dims) * kQueries;
-  }
   alignas(kVectorBytes) float block_row[kQueries] = {};
   add_row_constants(w.terms, plan.row_constant, keys, block_row);
   bool far = false;
 #pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) far |= any_far(load(block.shift + v * kLanes));
+  for (int v = 0; v < NV; ++v) {
+    far |=
+        any_far(load(block.shift + v * kLanes)) || any_greater(splat(1.0f), load(block.factor + v * kLanes));
+  }
   const bool block_hides = any_hidden(block_row);
-  alignas(kVectorBytes) float block_sums[kQueries] = {};
-  alignas(kVectorBytes) float sums[kQueries];
   Tile tile = keys;
   for (; tile.k0 < keys.k1; tile.k0 = tile.k1) {
     tile.k1 = min_i32(tile.k0 + kTileKeys, keys.k1);
@@ -434,33 +441,99 @@ void differentiate_keys(Work* work, const Block& block, const Tile& keys) {
       near = list.elements + list.begins[tile.k0 / kTileKeys];
       near_end = list.elements + list.ends[tile.k0 / kTileKeys];
     }
-    Vec tile_sums[NV];
     bool row_far = far;
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) row_far |= any_far(load(row + v * kLanes));
-    if (part.mixed != 0 || row_far || hides) {
+    const bool hiding = part.mixed != 0 || row_far || hides;
+    if (hiding) {
       find_tile_bias(work, part.mixed, tile, row);
       for (const NearGradient* i = near; i != near_end; ++i) {
         w.tile_bias[i->at] = add_bias(w.tile_bias[i->at], i->bias);
       }
-      const auto differentiate =
-          t.careful ? differentiate_tile<NV, true, true> : differentiate_tile<NV, true, false>;
-      differentiate(w, block, panels, tile, keys.k0, row, near, near_end, tile_sums);
-    } else {
-      differentiate_tile<NV, false, false>(w, block, panels, tile, keys.k0, row, near, near_end, tile_sums);
     }
-    if (!t.sinks) continue;
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      store(sums + v * kLanes, tile_sums[v]);
-      store(block_sums + v * kLanes, load(block_sums + v * kLanes) + tile_sums[v]);
-    }
-    add_row_gradients(w, part.row_constant & w.learned_terms, tile, sums);
-    if (part.mixed & w.shared_terms) add_shared_gradients(w, tile);
-    add_pair_gradients(w, part.mixed & w.learned_terms & ~w.shared_terms, tile);
-    add_near_gradients(w, tile, near, near_end);
+    body(tile, part, row, near, near_end, hiding);
   }
+}
+
+// The block's queries as the panels have them.
+AB_INLINE void set_queries(const Work& w, const Block& block, Panel* panels) {
+  const float* packed = block.packed;
+  for (int p = 0; p < w.panel_count; ++p) {
+    panels[p] = w.panels[p];
+    panels[p].query = packed;
+    packed += static_cast<int64_t>(panels[p].dims) * kQueries;
+  }
+}
+
+template <int NV>
+void differentiate_keys(Work* work, const Block& block, const Tile& keys) {
+  const Work& w = *work;
+  const BackwardTask& t = *w.task;
+  const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
+  if (plan.hidden) return;
+  Panel panels[kMaxPanels];
+  set_queries(w, block, panels);
+  alignas(kVectorBytes) float block_sums[kQueries] = {};
+  each_tile<NV>(work, block, keys, plan,
+                [&](const Tile& tile, const TilePlan& part, const float* row, const NearGradient* near,
+                    const NearGradient* near_end, bool hiding) AB_INLINE_LAMBDA {
+                  Vec tile_sums[NV];
+                  const auto differentiate = !hiding     ? differentiate_tile<NV, false, false>
+                                             : t.careful ? differentiate_tile<NV, true, true>
+                                                         : differentiate_tile<NV, true, false>;
+                  differentiate(w, block, panels, tile, keys.k0, row, near, near_end, tile_sums);
+                  if (!t.sinks) return;
+                  alignas(kVectorBytes) float sums[kQueries];
+#pragma GCC unroll 8
+                  for (int v = 0; v < NV; ++v) {
+                    store(sums + v * kLanes, tile_sums[v]);
+                    store(block_sums + v * kLanes, load(block_sums + v * kLanes) + tile_sums[v]);
+                  }
+                  add_row_gradients(w, part.row_constant & w.learned_terms, tile, sums);
+                  if (part.mixed & w.shared_terms) add_shared_gradients(w, tile);
+                  add_pair_gradients(w, part.mixed & w.learned_terms & ~w.shared_terms, tile);
+                  add_near_gradients(w, tile, near, near_end);
+                });
   if (t.sinks) add_row_gradients(w, plan.row_constant & w.learned_terms, keys, block_sums);
+}
+
+// Of a block of queries, by lane, as far as scores have been seen.
+struct ScoreSums {
+  alignas(kVectorBytes) float greatest[kQueries];
+  double sum[kQueries];  // Σ exp(score − greatest)
+};
+
+// Adds a block of keys, in whose tiles scores start as where they are differentiated.
+template <int NV>
+void sum_keys(Work* work, const Block& block, const Tile& keys, ScoreSums* sums) {
+  const Work& w = *work;
+  const TilePlan plan = plan_tile(w.terms, w.planned_terms, keys);
+  if (plan.hidden) return;
+  Panel panels[kMaxPanels];
+  set_queries(w, block, panels);
+  each_tile<NV>(work, block, keys, plan,
+                [&](const Tile& tile, const TilePlan&, const float*, const NearGradient*, const NearGradient*,
+                    bool) AB_INLINE_LAMBDA {
+                  const int count = tile.k1 - tile.k0;
+                  pair_tile<NV, Pairs::kScores>(w, panels, tile.k0, count, nullptr, nullptr, Vec{});
+#pragma GCC unroll 8
+                  for (int v = 0; v < NV; ++v) {
+                    const float* const scores = w.probabilities + v * kLanes;
+                    const Vec before = load(sums->greatest + v * kLanes);
+                    Vec greatest = before, part = {};
+                    for (int k = 0; k < count; ++k) {
+                      greatest = max_or_second(load(scores + k * kQueries), greatest);
+                    }
+                    const Vec from = greatest == -kInfinity ? Vec{} : greatest;  // nothing seen yet
+                    for (int k = 0; k < count; ++k) part += exp_vec(load(scores + k * kQueries) - from);
+                    const Vec rebase = exp_vec(before - from);
+                    store(sums->greatest + v * kLanes, greatest);
+                    for (int i = 0; i < kLanes; ++i) {
+                      double& sum = sums->sum[v * kLanes + i];
+                      sum = sum * static_cast<double>(rebase[i]) + static_cast<double>(part[i]);
+                    }
+                  }
+                });
 }
 
 // ---- a piece ---------------------------------------------------------------------------------------------
@@ -479,16 +552,23 @@ int32_t key_block(const AttentionProblem& p) {
   return max_i32(kTileKeys, min_i32(kKeyBlock, static_cast<int32_t>(fit)));
 }
 
-int64_t block_floats(const AttentionProblem& p) { return kQueries * (2 * packed_dims(p) + p.value_dim + 2); }
+int64_t block_floats(const AttentionProblem& p) { return kQueries * (2 * packed_dims(p) + p.value_dim + 3); }
 
-// One block of queries, packed.
-void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
+void pack_queries(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   float* packed = block.packed;
   for (int p = 0; p < w.panel_count; ++p) {
     const PanelGradient& g = w.gradients[p];
     pack(g.query + static_cast<int64_t>(q0) * g.dims, q1 - q0, g.dims, g.scale, packed);
     packed += static_cast<int64_t>(g.dims) * kQueries;
   }
+}
+
+// What is taken off a row's scores; infinity where it sees no key, whose probabilities are then 0.
+AB_INLINE float shift_of(float lse) { return lse == -kInfinity ? kInfinity : lse; }
+
+// One block of queries, packed.
+void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
+  pack_queries(w, block, q0, q1);
   pack(w.grad_out + static_cast<int64_t>(q0) * w.value_dim, q1 - q0, w.value_dim, 1.0f, block.grad_out);
   const int64_t floats = static_cast<int64_t>(w.packed_dims) * kQueries;
   for (int64_t i = 0; i < floats; ++i) block.grad_packed[i] = 0.0f;
@@ -496,10 +576,15 @@ void pack_block(const Work& w, const Block& block, int32_t q0, int32_t q1) {
   const int64_t first = (t.b * w.problem->extent.heads + t.h) * w.problem->extent.queries;
   for (int32_t lane = 0; lane < kQueries; ++lane) {
     block.shift[lane] = block.mean[lane] = 0.0f;
+    block.factor[lane] = 1.0f;
     if (lane >= q1 - q0) continue;
     const int32_t q = q0 + lane;
-    const float lse = w.problem->lse[first + q];
-    block.shift[lane] = lse == -kInfinity ? kInfinity : lse;  // sees no key: probabilities are 0
+    if (t.row_sums) {
+      block.shift[lane] = t.row_sums[first + q].base;
+      block.factor[lane] = t.row_sums[first + q].factor;
+    } else {
+      block.shift[lane] = shift_of(w.problem->lse[first + q]);
+    }
     const float* out = w.problem->out + (first + q) * w.value_dim;
     const float* grad = w.grad_out + static_cast<int64_t>(q) * w.value_dim;
     double sums[4] = {};  // one would wait for itself
@@ -547,17 +632,8 @@ Work work_of(const BackwardTask& t) {
   return w;
 }
 
-}  // namespace
-
-namespace AB_ISA_NAME {
-
-int64_t backward_scratch_floats(const AttentionProblem& p, int32_t queries) {
-  const int64_t blocks = (queries + kQueries - 1) / kQueries;
-  return 4 * kTileKeys * kQueries + static_cast<int64_t>(key_block(p)) * padded_dims(p) +
-         blocks * block_floats(p);
-}
-
-bool backward(const BackwardTask& t) {
+// The task, with its panels and scratch.
+Work begin(const BackwardTask& t) {
   const AttentionProblem& p = t.problem->attention;
   const int64_t head = t.b * p.extent.heads + t.h;
   Work w = work_of(t);
@@ -571,8 +647,6 @@ bool backward(const BackwardTask& t) {
   w.local = t.scratch + 3 * kTileKeys * kQueries;
   const int32_t step = key_block(p);
   float* next = t.scratch + 4 * kTileKeys * kQueries;
-  float* const key_blocks = next;
-  const int64_t key_floats = static_cast<int64_t>(step) * padded_dims(p);
   w.value_block = next;
   next += static_cast<int64_t>(step) * padded(w.value_dim);
   const auto add_panel = [&](const float* query, const float* key, int32_t dims, float scale)
@@ -590,16 +664,47 @@ bool backward(const BackwardTask& t) {
     const LowRankTerm::Column column = term.column(t.b, t.h, 0);
     add_panel(column.query_factors, column.key_factors, term.rank, term.scale);
   }
-  float* const blocks = key_blocks + key_floats;
-  const auto block_at = [&](int32_t q0) AB_INLINE_LAMBDA {
-    float* at = blocks + (q0 - t.q0) / kQueries * block_floats(p);
-    float* grad_out = at + static_cast<int64_t>(w.packed_dims) * kQueries;
-    float* grad_packed = grad_out + static_cast<int64_t>(w.value_dim) * kQueries;
-    float* shift = grad_packed + static_cast<int64_t>(w.packed_dims) * kQueries;
-    return Block{at, grad_out, grad_packed, shift, shift + kQueries};
-  };
+  w.blocks = next;
+  return w;
+}
+
+Block block_at(const Work& w, int32_t q0) {
+  float* const at = w.blocks + (q0 - w.task->q0) / kQueries * block_floats(*w.problem);
+  float* const grad_out = at + static_cast<int64_t>(w.packed_dims) * kQueries;
+  float* const grad_packed = grad_out + static_cast<int64_t>(w.value_dim) * kQueries;
+  float* const shift = grad_packed + static_cast<int64_t>(w.packed_dims) * kQueries;
+  return {at, grad_out, grad_packed, shift, shift + kQueries, shift + 2 * kQueries};
+}
+
+// Calls f with a constant: the vectors that `queries` of a block fill.
+template <class F>
+AB_INLINE void with_vectors(int32_t queries, F f) {
+  switch ((queries + kLanes - 1) / kLanes) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    default:
+      return f(std::integral_constant<int, 3>());
+  }
+}
+
+}  // namespace
+
+namespace AB_ISA_NAME {
+
+int64_t backward_scratch_floats(const AttentionProblem& p, int32_t queries) {
+  const int64_t blocks = (queries + kQueries - 1) / kQueries;
+  return 4 * kTileKeys * kQueries + static_cast<int64_t>(key_block(p)) * padded_dims(p) +
+         blocks * block_floats(p);
+}
+
+bool backward(const BackwardTask& t) {
+  const AttentionProblem& p = t.problem->attention;
+  Work w = begin(t);
+  const int32_t step = key_block(p);
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
-    pack_block(w, block_at(q0), q0, min_i32(q0 + kQueries, t.q1));
+    pack_block(w, block_at(w, q0), q0, min_i32(q0 + kQueries, t.q1));
   }
   for (int32_t k0 = t.k0; k0 < t.k1; k0 += step) {
     const int32_t k1 = min_i32(k0 + step, t.k1);
@@ -609,16 +714,9 @@ bool backward(const BackwardTask& t) {
       if (aborted(t.abort)) return false;
       const int32_t q1 = min_i32(q0 + kQueries, t.q1);
       const Tile keys = {t.b, t.h, q0, q1, k0, k1};
-      switch ((q1 - q0 + kLanes - 1) / kLanes) {
-        case 1:
-          differentiate_keys<1>(&w, block_at(q0), keys);
-          break;
-        case 2:
-          differentiate_keys<2>(&w, block_at(q0), keys);
-          break;
-        default:
-          differentiate_keys<3>(&w, block_at(q0), keys);
-      }
+      with_vectors(q1 - q0, [&](auto vectors) {
+        differentiate_keys<decltype(vectors)::value>(&w, block_at(w, q0), keys);
+      });
     }
     flush_keys(w.value_block, k1 - k0, w.value_dim, 1.0f, t.adds,
                t.grad_value + static_cast<int64_t>(k0) * w.value_dim);
@@ -631,7 +729,7 @@ bool backward(const BackwardTask& t) {
   }
   for (int32_t q0 = t.q0; q0 < t.q1; q0 += kQueries) {
     const int32_t q1 = min_i32(q0 + kQueries, t.q1);
-    const float* packed = block_at(q0).grad_packed;
+    const float* packed = block_at(w, q0).grad_packed;
     for (int i = 0; i < w.panel_count; ++i) {
       const PanelGradient& g = w.gradients[i];
       const Vec scale = splat(g.scale);
@@ -641,6 +739,41 @@ bool backward(const BackwardTask& t) {
       }
       packed += static_cast<int64_t>(g.dims) * kQueries;
     }
+  }
+  return true;
+}
+
+bool row_sums(const BackwardTask& t, int32_t key_run, RowSum* to) {
+  const AttentionProblem& p = t.problem->attention;
+  const int64_t first = (t.b * p.extent.heads + t.h) * p.extent.queries + t.q0;
+  bool any = false;
+  for (int32_t q = 0; q < t.q1 - t.q0; ++q) {
+    const float lse = p.lse[first + q];
+    to[first + q] = {shift_of(lse), 1.0f};
+    any |= is_far(lse);
+  }
+  if (!any) return true;
+  Work w = begin(t);
+  const Block block = block_at(w, t.q0);
+  pack_queries(w, block, t.q0, t.q1);
+  ScoreSums sums;
+  for (int i = 0; i < kQueries; ++i) {
+    block.shift[i] = sums.greatest[i] = -kInfinity;
+    block.factor[i] = 1.0f;
+    sums.sum[i] = 0;
+  }
+  const int32_t step = key_block(p);
+  for (int32_t run = t.k0; run < t.k1; run += key_run) {
+    for (int32_t k0 = run; k0 < min_i32(run + key_run, t.k1); k0 += step) {
+      if (aborted(t.abort)) return false;
+      const Tile keys = {t.b, t.h, t.q0, t.q1, k0, min_i32(k0 + step, min_i32(run + key_run, t.k1))};
+      with_vectors(t.q1 - t.q0,
+                   [&](auto vectors) { sum_keys<decltype(vectors)::value>(&w, block, keys, &sums); });
+    }
+  }
+  for (int32_t q = 0; q < t.q1 - t.q0; ++q) {
+    if (!is_far(p.lse[first + q]) || sums.sum[q] == 0) continue;
+    to[first + q] = {sums.greatest[q], static_cast<float>(1 / sums.sum[q])};
   }
   return true;
 }

@@ -103,6 +103,7 @@ struct BackwardTask {
   const NearBlockOf<NearGradient>* near;  // as AttentionTask::near
   const GradientSink* sinks;              // of learnables(); null where nobody wants those gradients
   const SharedTiles* shared;              // null where batch rows are few or their tiles too many
+  const RowSum* row_sums;                 // [B, H, Q]; null where no lse is far
   // By panel, which are the head's own dims and each lowRank term's: rows [q1 − q0] to write, and rows of all
   // keys of this batch row and head. The pointers of a panel that nobody wants are null.
   float* const* grad_query;
@@ -175,6 +176,9 @@ struct Kernels {
   int64_t (*backward_scratch_floats)(const AttentionProblem& problem, int32_t queries);
   // False when it saw the abort flag set.
   bool (*backward)(const BackwardTask& task);
+  // Before: what a block of queries has for RowSum, of all keys [k0, k1), which are cut into tasks of key_run
+  // keys.
+  bool (*row_sums)(const BackwardTask& task, int32_t key_run, RowSum* to);
   // Adds what the tasks of a group left in their shared tiles, of all heads and the task's keys, to its
   // sinks.
   void (*flush_grad_sums)(const BackwardTask& task);
@@ -240,6 +244,7 @@ struct Kernels {
   bool attention_short(const ShortTask& task);                                        \
   int64_t backward_scratch_floats(const AttentionProblem& problem, int32_t queries);  \
   bool backward(const BackwardTask& task);                                            \
+  bool row_sums(const BackwardTask& task, int32_t key_run, RowSum* to);               \
   void flush_grad_sums(const BackwardTask& task);                                     \
   int64_t linear_panels(const LinearProblem& problem);                                \
   int64_t packed_weight_floats(const LinearProblem& problem);                         \

@@ -128,7 +128,6 @@ class CudaBackend : public Backend {
     a.key = key.as_given();
     a.value = value.as_given();
     a.grad_out = work.input(problem.grad_out, rows * p.value_dim);
-    a.lse = lse;
     a.terms = program.terms();
     a.term_count = program.count();
     a.rows = heads;
@@ -139,7 +138,7 @@ class CudaBackend : public Backend {
     a.value_dim = static_cast<int32_t>(p.value_dim);
     a.scale = static_cast<float>(p.scale);
     work.start();
-    launch_backward(&work, runtime_->multiprocessors(), problem, out, a);
+    launch_backward(&work, runtime_->multiprocessors(), problem, out, lse, a);
     end(&work);
     kernel_ms_ = kernel_ms_ + forward_ms;
   }

@@ -2,16 +2,17 @@
 #pragma once
 
 #include "core/operations.h"
+#include "core/softmax.h"
 
 namespace attention_bias::cuda {
 
 struct BackwardArguments {
-  HeadRows query;         // [B·H, Q, D]
-  HeadRows key;           // [B·H, K, D]
-  HeadRows value;         // [B·H, K, Dv]
-  const float* grad_out;  // [B·H, Q, Dv]
-  const float* lse;       // [B·H, Q]
-  const float* mean;      // [B·H, Q]
+  HeadRows query;          // [B·H, Q, D]
+  HeadRows key;            // [B·H, K, D]
+  HeadRows value;          // [B·H, K, Dv]
+  const float* grad_out;   // [B·H, Q, Dv]
+  const RowSum* row_sums;  // [B·H, Q]
+  const float* mean;       // likewise
   const Term* terms;
   int32_t term_count;
   int64_t rows, heads;  // B·H, H

@@ -4,7 +4,11 @@
 //   dscore = p·(dout·value − mean)         which is also the gradient by the pair's bias
 //   dquery = scale·Σ_k dscore·key          dkey = scale·Σ_q dscore·query          dvalue = Σ_q p·dout
 //
+// Where float32 rounds lse by too much (is_far), p = exp(score − base)/sum instead, by the greatest and the
+// sum of the very scores that these kernels compute.
+//
 //   mean_kernel      mean, a warp a row
+//   row_sum_kernel   base and sum: a block a tile of queries, past which all keys stream if any lse is far
 //   gradient_kernel  a block has a tile of keys as its own and streams all queries past it, for dkey and
 //   dvalue;
 //                    or a tile of queries and a run of keys, for dquery. Runs are summed up by sum_kernel.
@@ -81,7 +85,7 @@ struct BackwardTile {
   static constexpr int kStride = kDim + 4, kBiasStride = kTile + 4;
   static constexpr int kSlotFloats = kRows + 2;  // a constant of each row, and which terms are mixed
   static constexpr size_t kSharedBytes =
-      sizeof(float) * (4 * kTile * kStride + kTile * kBiasStride + 2 * kTile + kSlotFloats) +
+      sizeof(float) * (4 * kTile * kStride + kTile * kBiasStride + 3 * kTile + kSlotFloats) +
       sizeof(uint32_t) * kPlanWords * kWarps;
   static_assert(kSharedBytes <= 99 * 1024, "what compute capability 8.6 has for a block");
   static_assert(kTile * kStride % 4 == 0 && kTile * kBiasStride % 4 == 0, "16 bytes");
@@ -161,8 +165,7 @@ class PairTile {
     key = take(T::kTile * T::kStride);
     value = take(T::kTile * T::kStride);
     weights = take(T::kTile * T::kBiasStride);
-    lse_ = take(T::kTile);
-    mean_ = take(T::kTile);
+    of_query_ = take(3 * T::kTile);
     slot_ = take(T::kSlotFloats);
     plans_ = reinterpret_cast<uint32_t*>(next);
     tile = {row / a.heads, row % a.heads, 0, 0, 0, 0};
@@ -183,8 +186,9 @@ class PairTile {
     const bool bad = load_rows<T>(a_.query, first, count, 0, a_.head_dim, query);
     if (thread_index() < T::kTile) {
       const bool valid = thread_index() < count;
-      lse_[thread_index()] = valid ? a_.lse[first + thread_index()] : 0.0f;
-      mean_[thread_index()] = valid ? a_.mean[first + thread_index()] : 0.0f;
+      base()[thread_index()] = valid ? a_.row_sums[first + thread_index()].base : 0.0f;
+      factor()[thread_index()] = valid ? a_.row_sums[first + thread_index()].factor : 1.0f;
+      mean()[thread_index()] = valid ? a_.mean[first + thread_index()] : 0.0f;
     }
     const HeadRows grads = {a_.grad_out, DType::kFloat32};
     return load_rows<T>(grads, first, count, 0, a_.value_dim, grad_out) || bad;
@@ -211,36 +215,53 @@ class PairTile {
   }
 
   // Probabilities of the thread's pairs and their dscore; uses `weights`.
-  AB_DEVICE void score(Pairs& p, Pairs& grads) const {
-    const bool mixed = plan.mixed != 0;
-    if (mixed) evaluate_bias<T>(a_.terms, tile, slot_, weights);
-    multiply(query, key, a_.head_dim, p);
-    AB_UNROLL
-    for (int i = 0; i < kMicro; ++i) {
-      const int q = query_ + i * T::kSide;
-      AB_UNROLL
-      for (int j = 0; j < kMicro; ++j) {
-        const int k = key_ + j * T::kSide;
-        const float bias = mixed ? weights[q * T::kBiasStride + k] : slot_[q];
-        const bool hide = bias == negative_infinity() || tile.q0 + q >= tile.q1 || tile.k0 + k >= tile.k1;
-        const float score = p[i][j] * a_.scale + bias;
-        // A probability is at most 1. Where scores and lse are great, both are rounded by more than exp
-        // takes.
-        const float log_p = score - lse_[q];
-        p[i][j] = hide ? hidden_weight() : fast_exp2((log_p > 0.0f ? 0.0f : log_p) * kLog2e);
-      }
-    }
+  AB_DEVICE void differentiate(Pairs& p, Pairs& grads) const {
+    score(p, [&](int q, bool hide, float score) {
+      // A probability is at most 1. Where scores and lse are great, both are rounded by more than exp takes.
+      const float log_p = score - base()[q];
+      return hide ? hidden_weight() : fast_exp2((log_p > 0.0f ? 0.0f : log_p) * kLog2e);
+    });
     multiply(grad_out, value, a_.value_dim, grads);
     AB_UNROLL
     for (int i = 0; i < kMicro; ++i) {
-      const float mean = mean_[query_ + i * T::kSide];
+      const float mean = this->mean()[query_ + i * T::kSide], factor = this->factor()[query_ + i * T::kSide];
       AB_UNROLL
       for (int j = 0; j < kMicro; ++j) {
+        p[i][j] *= factor;  // a hidden weight stays what it is
         const bool hide = bits_of(p[i][j]) == kHiddenBits;
         grads[i][j] = hide ? hidden_weight() : visible_weight(p[i][j] * (grads[i][j] - mean));
       }
     }
   }
+
+  // Joins the tile's scores to what a thread has of its queries' before: the greatest, and Σ exp(score −
+  // greatest). The kSide threads of a query have the same. Uses `weights`.
+  AB_DEVICE void add_scores(float (&greatest)[kMicro], double (&sums)[kMicro]) const {
+    Pairs scores;
+    score(scores, [](int, bool hide, float score) { return hide ? negative_infinity() : score; });
+    AB_UNROLL
+    for (int i = 0; i < kMicro; ++i) {
+      float joined = greatest[i];
+      AB_UNROLL
+      for (int j = 0; j < kMicro; ++j) joined = __builtin_fmaxf(joined, scores[i][j]);
+      AB_UNROLL
+      for (int mask = 1; mask < T::kSide; mask *= 2) {
+        joined = __builtin_fmaxf(joined, shuffle_xor(joined, mask));
+      }
+      const float from = joined == negative_infinity() ? 0.0f : joined;  // nothing seen yet
+      float sum = 0.0f;
+      AB_UNROLL
+      for (int j = 0; j < kMicro; ++j) sum += fast_exp2((scores[i][j] - from) * kLog2e);
+      AB_UNROLL
+      for (int mask = 1; mask < T::kSide; mask *= 2) sum += shuffle_xor(sum, mask);
+      const float rebase = fast_exp2((greatest[i] - from) * kLog2e);
+      sums[i] = sums[i] * static_cast<double>(rebase) + static_cast<double>(sum);
+      greatest[i] = joined;
+    }
+  }
+
+  // The thread's pairs are those of query_of(i); of its kSide threads one has this.
+  AB_DEVICE bool first_of_query() const { return key_ == 0; }
 
   // weights[other][own]
   template <bool kOwnKeys>
@@ -265,6 +286,29 @@ class PairTile {
   float* weights;                         // [kTile][kBiasStride]
 
  private:
+  AB_DEVICE float* base() const { return of_query_; }
+  AB_DEVICE float* factor() const { return of_query_ + T::kTile; }
+  AB_DEVICE float* mean() const { return of_query_ + 2 * T::kTile; }
+
+  // p = f(query in the tile, whether the pair is hidden or none, its score)
+  template <class F>
+  AB_DEVICE void score(Pairs& p, F f) const {
+    const bool mixed = plan.mixed != 0;
+    if (mixed) evaluate_bias<T>(a_.terms, tile, slot_, weights);
+    multiply(query, key, a_.head_dim, p);
+    AB_UNROLL
+    for (int i = 0; i < kMicro; ++i) {
+      const int q = query_ + i * T::kSide;
+      AB_UNROLL
+      for (int j = 0; j < kMicro; ++j) {
+        const int k = key_ + j * T::kSide;
+        const float bias = mixed ? weights[q * T::kBiasStride + k] : slot_[q];
+        const bool hide = bias == negative_infinity() || tile.q0 + q >= tile.q1 || tile.k0 + k >= tile.k1;
+        p[i][j] = f(q, hide, p[i][j] * a_.scale + bias);
+      }
+    }
+  }
+
   AB_DEVICE void multiply(const float* left, const float* right, int32_t dims, Pairs& sums) const {
     left += query_ * T::kStride;
     right += key_ * T::kStride;
@@ -296,10 +340,51 @@ class PairTile {
   const BackwardArguments& a_;
   int64_t row_;  // b·H + h
   int query_, key_;
-  float *lse_, *mean_;  // [kTile]
-  float* slot_;         // [kSlotFloats]
+  float* of_query_;  // [3][kTile]
+  float* slot_;      // [kSlotFloats]
   uint32_t* plans_;
 };
+
+template <int kDim>
+AB_KERNEL void AB_LAUNCH_BOUNDS(BackwardTile<kDim>::kThreads, 2)
+    row_sum_kernel(const BackwardArguments a, const float* lse, RowSum* sums) {
+  using T = BackwardTile<kDim>;
+  constexpr int kMicro = T::kMicro;
+  const int32_t tiles = (a.queries + T::kTile - 1) / T::kTile;
+  const int64_t row = block_x() / tiles;
+  PairTile<T> pairs(a, row);
+  Tile& tile = pairs.tile;
+  tile.q0 = static_cast<int32_t>(block_x() % tiles) * T::kTile;
+  tile.q1 = min_i32(tile.q0 + T::kTile, a.queries);
+  const int64_t first = row * a.queries;
+  bool far = false;
+  if (tile.q0 + thread_index() < tile.q1) {
+    const int64_t at = first + tile.q0 + thread_index();
+    sums[at] = {lse[at] == negative_infinity() ? -negative_infinity() : lse[at], 1.0f};
+    far = is_far(lse[at]);
+  }
+  if (!any_in_block(far)) return;
+  pairs.load_queries();
+  float greatest[kMicro];
+  double sum[kMicro];
+  AB_UNROLL
+  for (int i = 0; i < kMicro; ++i) greatest[i] = negative_infinity(), sum[i] = 0;
+  for (tile.k0 = 0; tile.k0 < a.keys; tile.k0 += T::kTile) {
+    tile.k1 = min_i32(tile.k0 + T::kTile, a.keys);
+    barrier();  // all are done with the tile before
+    if (!pairs.plan_biases()) continue;
+    pairs.load_keys();
+    barrier();
+    pairs.add_scores(greatest, sum);
+  }
+  if (!pairs.first_of_query()) return;
+  AB_UNROLL
+  for (int i = 0; i < kMicro; ++i) {
+    const int32_t q = pairs.query_of(i);
+    if (q >= tile.q1 || !is_far(lse[first + q]) || sum[i] == 0) continue;
+    sums[first + q] = {greatest[i], static_cast<float>(1 / sum[i])};
+  }
+}
 
 template <class Which>
 constexpr bool kSumsByQuery =
@@ -428,7 +513,7 @@ class GradientBlock {
 
   AB_DEVICE void add_tile(bool bad, int others) {
     typename PairTile<T>::Pairs p, grads;
-    pairs_.score(p, grads);
+    pairs_.differentiate(p, grads);
     if constexpr (kOwnKeys) {
       if (o_.values) {
         pairs_.template share<true>(p);
@@ -627,7 +712,7 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(BackwardTile<kDim>::kThreads, 2)
     tile.load_keys();
     barrier();
     typename PairTile<T>::Pairs p, grads;
-    tile.score(p, grads);
+    tile.differentiate(p, grads);
     AB_UNROLL
     for (int x = 0; x < kMicro; ++x) {
       AB_UNROLL

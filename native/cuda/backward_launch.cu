@@ -287,14 +287,19 @@ class Backward {
 }  // namespace
 
 void launch_backward(Work* work, int multiprocessors, const BackwardProblem& problem, const float* out,
-                     BackwardArguments a) {
+                     const float* lse, BackwardArguments a) {
   const int64_t query_rows = a.rows * a.queries;
   float* const mean = work->allocate<float>(query_rows);
   a.mean = mean;
   work->launch(mean_kernel, grid_of(query_rows, kMeanRows), kMeanThreads, size_t{0}, out, a.grad_out,
                query_rows, a.value_dim, mean);
+  RowSum* const row_sums = work->allocate<RowSum>(query_rows);
+  a.row_sums = row_sums;
   with_backward_tile(std::max(a.head_dim, a.value_dim), [&](auto tile) {
-    Backward<decltype(tile)>(work, multiprocessors, problem, a).launch();
+    using T = decltype(tile);
+    work->launch(row_sum_kernel<T::kDim>, grid_of(a.rows * ceil_div(a.queries, T::kTile), 1), T::kThreads,
+                 T::kSharedBytes, a, lse, row_sums);
+    Backward<T>(work, multiprocessors, problem, a).launch();
   });
 }
 

@@ -8,8 +8,9 @@
 namespace attention_bias::cuda {
 
 // Queues all kernels of a problem whose inputs are on the device (as a.query, a.key, … and a.terms say), with
-// `out` the attention's result there; a.mean is filled in here. The outputs are wherever `problem` has them.
+// `out` and `lse` the attention's results there; a.mean and a.row_sums are filled in here. The outputs are
+// wherever `problem` has them.
 void launch_backward(Work* work, int multiprocessors, const BackwardProblem& problem, const float* out,
-                     BackwardArguments a);
+                     const float* lse, BackwardArguments a);
 
 }  // namespace attention_bias::cuda

@@ -231,6 +231,10 @@ int main(int count, char** arguments) {
     check_gradients(c, r);
     check_gradients(c, r, true);
   });
+  covered_rows([](const Case& c, Random& r) {
+    check_gradients(c, r);
+    check_gradients(c, r, true);
+  });
   given_results();
   aborts();
   printf("greatest relative error of a gradient: %.3g\n", greatest_error);

@@ -273,6 +273,12 @@ int main(int count, char** arguments) {
       check_gradients(c, r, true);
     });
   });
+  timed("covered rows", [&] {
+    covered_rows([](const Case& c, Random& r) {
+      check_gradients(c, r);
+      check_gradients(c, r, true);
+    });
+  });
   given_results();
   aborts();
   printf("greatest relative error of a gradient: %.3g (emulated)\n", greatest);
