@@ -287,7 +287,9 @@ void Program::add_spatial(double strength, const std::vector<SpatialSegmentSpec>
       throw expected(ErrorCode::kValue, "a number above 0", at + ".radius", number(s.radius));
     require(s.weights, DType::kFloat32, {dim(e.batch), dim(e.queries)}, "[B, Q]");
     require_finite(s.weights);
-    resolved.push_back({grid, s.weights.f32(), radius});
+    // A distance over it, and its inverse, are float32: below, only a cell whose centre this is lies within.
+    constexpr float kLeastRadius = 1e-30f;
+    resolved.push_back({grid, s.weights.f32(), std::max(radius, kLeastRadius)});
   }
   require_segments(ranges, e.keys, path);
   sort_by_start(&resolved, [](const SpatialSegment& s) { return s.grid.start; });

@@ -372,9 +372,10 @@ __attribute__((noinline)) void differentiate_tile(const Work& w, const Block& bl
   pair_tile<NV, kHiding ? Pairs::kFromBias : Pairs::kFromRow>(w, panels, tile.k0, count, from, block.factor,
                                                               splat(patched ? 88.0f : 0.0f));
   if (patched) {
-    for (const NearGradient* i = near; i != near_end; ++i) {
+    for (const NearGradient* i = near; i != near_end; ++i) w.probabilities[i->at] *= i->factor;
+    for (const NearGradient* i = near; i != near_end; ++i) {  // all of a pair's
       float& p = w.probabilities[i->at];
-      p = p * i->factor > 1.0f ? 1.0f : p * i->factor;  // NaN stays
+      p = p > 1.0f ? 1.0f : p;  // NaN stays
     }
   }
   grad_score_tile<NV, kCareful>(w, block, tile.k0, count, grad_sums);

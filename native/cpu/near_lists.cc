@@ -13,8 +13,9 @@ constexpr int64_t kMostElements = 4 * 1024 * 1024;
 template <class T>
 constexpr bool kListed = T::kLocal && !T::kHides;
 
-// Biases beyond are not listed for gradients: their exponentials would overflow.
-constexpr float kMostBias = 20.0f;
+// Biases beyond are not listed for gradients, nor those of many terms that come to more for a pair: their
+// exponentials would overflow.
+constexpr float kMostBias = 20.0f, kMostBiases = 80.0f;
 
 // Calls f(term, its number) for each term that is listed.
 template <class F>
@@ -32,9 +33,10 @@ void each_listed(const Program& bias, F f) {
 }
 
 // Calls add(key, element) for the elements of a query in a row of keys, but for `at`. False where one can't
-// be listed.
+// be listed, of a bias beyond `most`.
 template <class Add>
-bool list_row(const Program&, const SpatialTerm& term, int, const Tile& row, Add add, const NearElement*) {
+bool list_row(const Program&, const SpatialTerm& term, int, float, const Tile& row, Add add,
+              const NearElement*) {
   term.near_values<float>(row, row.q0, [&](int32_t begin, int32_t end, auto value) {
     for (int32_t k = begin; k < end; ++k) {
       const float bias = value(k - begin);
@@ -45,7 +47,7 @@ bool list_row(const Program&, const SpatialTerm& term, int, const Tile& row, Add
 }
 
 template <class Add>
-bool list_row(const Program& bias, const SpatialTerm& term, int index, const Tile& row, Add add,
+bool list_row(const Program& bias, const SpatialTerm& term, int index, float most, const Tile& row, Add add,
               const NearGradient*) {
   int32_t first = 0;
   while (bias.learnables()[static_cast<size_t>(first)].term != index) ++first;
@@ -56,7 +58,7 @@ bool list_row(const Program& bias, const SpatialTerm& term, int index, const Til
                                  for (int32_t k = begin; k < end; ++k) {
                                    const float of_key = derivative(k - begin);
                                    const float bias = weight * of_key;
-                                   listed &= std::fabs(bias) <= kMostBias;
+                                   listed &= std::fabs(bias) <= most;
                                    if (of_key != 0.0f)
                                      add(k, NearGradient{0, first + slot, of_key, bias, std::exp(bias)});
                                  }
@@ -69,9 +71,10 @@ bool list_row(const Program& bias, const SpatialTerm& term, int index, const Til
 template <class Element>
 bool NearListsOf<Element>::build(const AttentionProblem& p, int32_t query_block, const Run& run) {
   if (!p.bias) return false;
-  bool any = false;
-  each_listed(*p.bias, [&](const auto&, int) { any = true; });
-  if (!any) return false;
+  int count = 0;
+  each_listed(*p.bias, [&](const auto&, int) { ++count; });
+  if (count == 0) return false;
+  const float most = std::min(kMostBias, kMostBiases / static_cast<float>(count));
 
   const Extent& e = p.extent;
   const int32_t keys = static_cast<int32_t>(e.keys), queries = static_cast<int32_t>(e.queries);
@@ -100,10 +103,10 @@ bool NearListsOf<Element>::build(const AttentionProblem& p, int32_t query_block,
       }
     });
     for (size_t i = 0; i < tiles; ++i) list.begins[i + 1] += list.begins[i];
-    const uint32_t count = list.begins[tiles];
-    if (total.fetch_add(count) + count > kMostElements) return;
+    const uint32_t elements = list.begins[tiles];
+    if (total.fetch_add(elements) + elements > kMostElements) return;
     list.ends.assign(list.begins.begin(), list.begins.end() - 1);
-    list.elements.resize(count);
+    list.elements.resize(elements);
     each_listed(*p.bias, [&](const auto& term, int index) {
       for (int32_t q = q0; q < q1; ++q) {
         const auto add = [&](int32_t k, Element element) {
@@ -111,7 +114,7 @@ bool NearListsOf<Element>::build(const AttentionProblem& p, int32_t query_block,
           list.elements[list.ends[static_cast<size_t>(k / kTileKeys)]++] = element;
         };
         const Tile row = {b, 0, q, q + 1, 0, keys};
-        if (!list_row(*p.bias, term, index, row, add, static_cast<const Element*>(nullptr))) {
+        if (!list_row(*p.bias, term, index, most, row, add, static_cast<const Element*>(nullptr))) {
           total.store(kMostElements + 1);
         }
       }

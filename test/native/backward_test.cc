@@ -227,6 +227,7 @@ int main(int count, char** arguments) {
   shared_biases();
   hidden_nan([](const Case& c, Random& r) { check_gradients(c, r); });
   lowered_scores([](const Case& c, Random& r) { check_gradients(c, r); });
+  opposed_terms([](const Case& c, Random& r) { check_gradients(c, r); });
   great_scores([](const Case& c, Random& r) {
     check_gradients(c, r);
     check_gradients(c, r, true);

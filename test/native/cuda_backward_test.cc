@@ -267,6 +267,7 @@ int main(int count, char** arguments) {
   timed("sums of terms", sums_of_terms);
   timed("hidden NaN", [&] { hidden_nan(check); });
   timed("lowered scores", [&] { lowered_scores(check); });
+  timed("opposed terms", [&] { opposed_terms(check); });
   timed("great scores", [&] {
     great_scores([](const Case& c, Random& r) {
       check_gradients(c, r);

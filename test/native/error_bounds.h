@@ -191,7 +191,14 @@ inline ErrorBounds error_bounds(const AttentionProblem& p, const float* grad_out
         visit(p.bias->terms()[static_cast<size_t>(learnables[i].term)], [&](const auto& term) {
           if constexpr (std::decay_t<decltype(term)>::kLearns) {
             term.template derivatives<double>(b, h, k, q, [&](int32_t slot, int64_t at, double derivative) {
-              if (slot == learnables[i].slot) bounds.grads[i + 3][at] += moved * std::fabs(derivative);
+              if (slot != learnables[i].slot) return;
+              double of_derivative = std::fabs(derivative);
+              // 1 − distance / radius, times the strength
+              if constexpr (std::is_same_v<std::decay_t<decltype(term)>, SpatialTerm>) {
+                of_derivative = std::fabs(static_cast<double>(term.strength));
+              }
+              bounds.grads[i + 3][at] +=
+                  moved * std::fabs(derivative) + kUnit * kRoundings * std::fabs(of_score) * of_derivative;
             });
           }
         });

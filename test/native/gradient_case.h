@@ -133,6 +133,28 @@ void lowered_scores(Check check) {
   }
 }
 
+// Calls check(case, random) where several spatial terms raise and lower the same pairs.
+template <class Check>
+void opposed_terms(Check check) {
+  Random r(31);
+  for (const double strength : {4.5, 19.0}) {
+    for (const int count : {2, 8}) {
+      context = std::to_string(count) + " spatial terms of strength " + show(strength) + " and against it";
+      auto c = make_case({2, 2, 50, 81}, 8, 8, r);
+      const auto center = [&] { return r.uniform(0, 8); };
+      const auto weight = [&] { return r.uniform(0.5f, 1); };
+      for (int i = 0; i < count; ++i) {
+        c->bias->add_spatial(i % 2 == 0 ? strength : -strength,
+                             {{{0, {9, 9}, c->tensors.f32({2, 50, 2}, "centers", center)},
+                               4.0,
+                               c->tensors.f32({2, 50}, "weights", weight)}},
+                             "bias[" + std::to_string(i) + "]");
+      }
+      check(*c, r);
+    }
+  }
+}
+
 // Calls check(case, random) where one key has all of a query's weight, under scores so great that the next
 // float32 of lse is many units away.
 template <class Check>
