@@ -283,14 +283,19 @@ bool beyond_float32(const Program& bias) {
             const int64_t b = row / e.heads, h = row % e.heads;
             beyond |= test::magnitude_of(t, b, h, k, q) > kGreatestFloat;
             if constexpr (std::is_same_v<std::decay_t<decltype(t)>, LowRankTerm>) {
-              // A gradient's products: factors by gradients of scores, which are summed up before they are
-              // scaled.
+              // Products, and a gradient's: factors by gradients of scores. Both are summed up before they
+              // are scaled, or scaled before.
               const auto column = t.column(b, h, k);
+              const double most = kGreatestFloat / std::fmax(1.0, std::fabs(static_cast<double>(t.scale)));
+              double sum = 0;
               for (int32_t r = 0; r < t.rank; ++r) {
-                const float factor = std::fmax(std::fabs(column.key_factors[r]),
-                                               std::fabs(column.query_factors[int64_t{q} * t.rank + r]));
-                beyond |= factor * std::fmax(1.0f, std::fabs(t.scale)) > kGreatestFloat / 1e4f;
+                const double of_key = std::fabs(static_cast<double>(column.key_factors[r]));
+                const double of_query =
+                    std::fabs(static_cast<double>(column.query_factors[int64_t{q} * t.rank + r]));
+                sum += of_key * of_query;
+                beyond |= std::fmax(of_key, of_query) > most / 1e4;
               }
+              beyond |= sum > most;
             }
           }
         }
