@@ -27,6 +27,9 @@ const { parseArgs } = require('node:util');
 const root = join(__dirname, '..');
 const { version, license, engines, binary } = require('../package.json');
 
+/** Of the CUDA package: each with code of its own, and the newest for those to come. */
+const CUDA_ARCHITECTURES = '80-real;86-real;89-real;90-real;100-real;120-real;120-virtual';
+
 /** Greatest size of a tarball with CUDA: what npm's users bear. */
 const MOST_CUDA_BYTES = 60e6;
 
@@ -55,13 +58,13 @@ const writeJson = (path, value) => writeFileSync(path, `${JSON.stringify(value, 
 /** The addon of a package, built. */
 function build(name, { cuda, cmake }) {
   const folder = join(root, `build-${name}`);
-  const architectures = process.env.ATTENTION_BIAS_CUDA_ARCHITECTURES;
+  const architectures = process.env.ATTENTION_BIAS_CUDA_ARCHITECTURES ?? CUDA_ARCHITECTURES;
   run(
     'cmake',
     ...['-S', root, '-B', folder, ...cmake],
     `-DCMAKE_JS_INC=${require('node-api-headers').include_dir}`,
     `-DATTENTION_BIAS_CUDA=${cuda ? 'on' : 'off'}`,
-    ...(cuda && architectures ? [`-DATTENTION_BIAS_CUDA_ARCHITECTURES=${architectures}`] : []),
+    ...(cuda ? [`-DATTENTION_BIAS_CUDA_ARCHITECTURES=${architectures}`] : []),
   );
   run('cmake', '--build', folder, '--target', 'attention_bias', '--parallel', String(availableParallelism()));
   return join(folder, 'attention_bias.node');
