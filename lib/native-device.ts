@@ -138,7 +138,7 @@ export class NativeDevice implements Device {
     const { precision = this.#precision, ...rest } = requireArgs(args);
     requirePrecision(this.info.backend, precision);
     const withPrecision: CallOptions = { ...rest, ...{ precision } };
-    const count = rest.bias?.length ?? 0;
+    const count = Array.isArray(rest.bias) ? rest.bias.length : 0; // what is no list is refused below
     const wanted = rest.termGradients !== false;
     const made = await this.#made('attentionBackward', withPrecision);
     return gradientsByField(made, wanted ? count : 0) as BackwardResult<Terms>;

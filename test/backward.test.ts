@@ -155,6 +155,7 @@ describe('arguments', () => {
       'ERR_SHAPE',
       /for lse/,
     ],
+    ['a list of terms that is none', { bias: new Proxy(new Float32Array(1), {}) }, 'ERR_VALUE', /bias/],
     ['an unknown field', { grad: 1 }, 'ERR_VALUE', /grad/],
     ['an unknown precision', { precision: 'f16' }, 'ERR_VALUE', /precision/],
   ])('%s is refused', async (_, wrong, code, message) => {
