@@ -36,6 +36,15 @@ export const visible = (text: string): string =>
     (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
   );
 
+/**
+ * A text without the passwords of Redis URLs in it, also of those with a slip, such as `redi:/user:secret@host`: what is said of
+ * an argument may hold one. Other URLs and paths, which may have an @ in them, stay as they are.
+ */
+export const withoutPasswords = (text: string): string =>
+  text
+    .replace(/\b(r[a-z]{1,8}:\/+)([^\s:@/]*):?\S*@/gi, '$1$2:***@')
+    .replace(/([?&][^\s=&]{0,40}pass[^\s=&]{0,40}=)[^\s&]*/gi, '$1***');
+
 /** The codes of native errors (native/core/errors.h). */
 const nativeCodes: ReadonlySet<unknown> = new Set<ErrorCode>([
   'ERR_SHAPE',

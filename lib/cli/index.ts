@@ -1,5 +1,5 @@
 import yargs from 'yargs';
-import { AttentionBiasError, visible, type ErrorCode } from '../errors.js';
+import { AttentionBiasError, visible, withoutPasswords, type ErrorCode } from '../errors.js';
 import { ioError } from '../formats/io.js';
 import { benchCommand } from './bench.js';
 import { demoCommand } from './demo.js';
@@ -28,7 +28,7 @@ const MAX_LINE = 2000;
 
 /** One line of a sensible length: messages quote names and contents of files, which may hold anything. */
 function oneLine(text: string): string {
-  const line = visible(text.slice(0, 2 * MAX_LINE).replace(/\s*[\r\n]+\s*/g, ' '));
+  const line = visible(withoutPasswords(text.slice(0, 2 * MAX_LINE)).replace(/\s*[\r\n]+\s*/g, ' '));
   return line.length > MAX_LINE ? `${line.slice(0, MAX_LINE)} …` : line;
 }
 
@@ -76,9 +76,8 @@ export async function main(args: string[]): Promise<void> {
       process.stderr.write(`attention-bias: ${oneLine(error.message)}\n`);
       process.exitCode = exitCode(error.code);
     } else {
-      process.stderr.write(
-        `attention-bias: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
-      );
+      const words = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      process.stderr.write(`attention-bias: ${withoutPasswords(words)}\n`);
       process.exitCode = 1;
     }
   }

@@ -2,7 +2,7 @@
 import { createRequire } from 'node:module';
 import type { Redis, RedisOptions } from 'ioredis';
 
-import { AttentionBiasError, expected } from '../../errors.js';
+import { AttentionBiasError, expected, withoutPasswords } from '../../errors.js';
 
 const load = createRequire(__filename);
 
@@ -22,13 +22,6 @@ function peer(name: string): unknown {
 
 export const loadBullmq = (): typeof import('bullmq') => peer('bullmq') as typeof import('bullmq');
 const loadIoredis = (): typeof import('ioredis') => peer('ioredis') as typeof import('ioredis');
-
-/** The URL without its password. */
-function shown(url: URL): string {
-  const copy = new URL(url);
-  if (copy.password !== '') copy.password = '***';
-  return copy.href;
-}
 
 /** Milliseconds before the nth attempt to reconnect: 50, 100, … 5,000. */
 const reconnectDelay = (attempt: number): number => Math.min(50 * 2 ** (attempt - 1), 5000);
@@ -71,7 +64,7 @@ export async function connectRedis(url: string, events: ConnectionEvents = {}): 
   } catch (cause) {
     redis.disconnect();
     const words = (lastError ?? (cause as Error)).message;
-    const error = expected('ERR_IO', 'a Redis server that answers', shown(parsed), words);
+    const error = expected('ERR_IO', 'a Redis server that answers', withoutPasswords(parsed.href), words);
     error.cause = cause;
     throw error;
   }
