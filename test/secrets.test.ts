@@ -39,7 +39,8 @@ test.each([
   [`redis:/bob:${SECRET}@host`, 'redis:/bob:***@host'],
   [`redis://host/?password=${SECRET}&db=1`, 'redis://host/?password=***&db=1'],
   [`redis://host/?db=1&sentinelPassword=${SECRET}`, 'redis://host/?db=1&sentinelPassword=***'],
-  [`two: redis://a:${SECRET}@h and x://b:${SECRET}@i`, 'two: redis://a:***@h and x://b:***@i'],
+  [`two: redis://a:${SECRET}@h and redi://b:${SECRET}@i`, 'two: redis://a:***@h and redi://b:***@i'],
+  ['file:///data/a@b/c.json and /mnt/x:y@z and https://host/a:b@c', undefined],
   ['expected a, b@c or d:e for /some/path but received "x"', undefined],
   ['redis://127.0.0.1:1 is fine', undefined],
 ])('%s is shown as %s', (text, shown) => {
