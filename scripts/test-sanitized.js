@@ -39,6 +39,7 @@ const leftOut = [
   'leave memory flat',
   'leaves the event loop free',
   'process.exit in the middle of an operation',
+  'stops a running operation between tiles',
   'worker threads terminated in the middle of an operation',
   // Of what is taken where no device is named: here the emulated one.
   'by default takes all cores',

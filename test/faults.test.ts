@@ -1,5 +1,6 @@
 // What a fault in the middle of an operation comes to for a user: the n-th request for memory or for a thread fails, or the
-// n-th call of an emulated device, for each n. The addon with the emulated CUDA part has the faults (test/native/faults.h).
+// n-th call of an emulated device, for each n; for memory, also with all requests that follow. The addon with the emulated
+// CUDA part has the faults (test/native/faults.h).
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -56,14 +57,19 @@ const collect = runInNewContext('gc') as () => void;
     faults();
   });
 
-  describe.each(['cpu', 'cuda'] as const)('no memory on %s', (backend) => {
+  describe.each([
+    ['no memory once on cpu', 'cpu', 1],
+    ['no memory once on cuda', 'cuda', 1],
+    ['no memory any more on cpu', 'cpu', -1],
+    ['no memory any more on cuda', 'cuda', -1],
+  ] as const)('%s', (_, backend, sign) => {
     test.each(names)('%s', async (name) => {
       using device = await open({ device: backend, threads: 3 });
       const args = operations(20)[name];
       const want = await run(device, name, args);
       let failed = 0;
       for (let n = 1; ; ++n) {
-        faults('memory', n);
+        faults('memory', sign * n);
         const got = await attempt(device, name, args);
         faults('memory', 0);
         if (Array.isArray(got)) {

@@ -26,7 +26,8 @@ constexpr Fault kFaults[] = {
 constexpr int kDevices = 2;
 
 struct Plan {
-  std::atomic<int64_t> left{0};  // requests to the one that fails; at 0 or below none does
+  std::atomic<int64_t> left{0};  // requests to the one that fails; 0: none does
+  std::atomic<bool> lasts{false};
   std::atomic<int64_t> seen{0};
 };
 inline Plan plans[4];
@@ -42,11 +43,12 @@ struct Suspended {
   Suspended& operator=(const Suspended&) = delete;
 };
 
-// The n-th request from now on fails, and no other; of a device's memory all that follow too. 0: none.
-// Returns how many there were since the last call.
+// The n-th request from now on fails, and no other; with −n, or of a device's memory, all that follow too.
+// 0: none. Returns how many there were since the last call.
 inline int64_t arm(Kind kind, int64_t n) {
   Plan& plan = plans[static_cast<int>(kind)];
-  plan.left = n;
+  plan.lasts = n < 0 || kind == Kind::kDeviceMemory;
+  plan.left = n < 0 ? -n : n;
   return plan.seen.exchange(0);
 }
 
@@ -55,9 +57,12 @@ inline bool fails(Kind kind) {
   if (suspended > 0) return false;
   Plan& plan = plans[static_cast<int>(kind)];
   ++plan.seen;
-  if (plan.left.load(std::memory_order_relaxed) <= 0) return false;
-  if (kind == Kind::kDeviceMemory && plan.left == 1) return true;
-  return plan.left.fetch_sub(1) == 1;
+  int64_t left = plan.left.load(std::memory_order_relaxed);
+  do {
+    if (left <= 0) return false;
+    if (left == 1 && plan.lasts) return true;
+  } while (!plan.left.compare_exchange_weak(left, left - 1));
+  return left == 1;
 }
 
 inline const Fault* lost(int device) { return lasting[device]; }

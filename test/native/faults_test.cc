@@ -209,8 +209,9 @@ using Make = std::function<std::unique_ptr<Backend>()>;
 
 constexpr int64_t kMostRequests = 20000;
 
-// The n-th request of a kind fails, for every n. Returns how many places there were.
-int64_t each_request(Call& call, const Make& make, Kind kind) {
+// The n-th request of a kind fails, for every n; all that follow too if it `lasts`. Returns how many places
+// there were.
+int64_t each_request(Call& call, const Make& make, Kind kind, bool lasts) {
   Bits want;
   {
     const auto backend = make();
@@ -222,7 +223,7 @@ int64_t each_request(Call& call, const Make& make, Kind kind) {
     std::string code;
     {
       const auto backend = make();
-      faults::arm(kind, n);
+      faults::arm(kind, lasts ? -n : n);
       code = ended([&] { call.run(backend.get()); }, &message);
       faults::arm(kind, 0);
       Bits again = bits(call, backend.get());
@@ -242,10 +243,13 @@ int64_t each_request(Call& call, const Make& make, Kind kind) {
 void memory(const char* name, const Make& make, Kind kind, int64_t keys) {
   int64_t places = 0;
   for (Call& call : calls(keys)) {
-    context = std::string(name) + ", " + call.name;
-    places += each_request(call, make, kind);
+    for (const bool lasts : {false, true}) {
+      context = std::string(name) + ", " + call.name + (lasts ? ", and all that follow" : "");
+      places += each_request(call, make, kind, lasts);
+    }
   }
-  printf("%s: %lld requests that fail, each once\n", name, static_cast<long long>(places));
+  printf("%s: %lld requests that fail, alone or with all that follow\n", name,
+         static_cast<long long>(places));
   CHECK(places > 20);
 }
 

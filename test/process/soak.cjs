@@ -29,6 +29,10 @@ const PATIENCE_MS = 120_000; // until threads rest, on however loaded a machine
 // A file that a worker was opening when it was terminated stays open: Node 20 forgets it. This many are opened at once.
 const ORPHANS = 3;
 
+/** Of the main thread: the workers that run, and whether a fault ends them. */
+const running = new Set();
+let ending = false;
+
 setFlagsFromString('--expose-gc');
 const collect = runInNewContext('gc');
 
@@ -322,6 +326,8 @@ async function main() {
   function begin() {
     const folder = join(root, `worker-${++serial}`);
     const worker = new Worker(__filename, { workerData: { ...shared, folder, seed: seed + serial } });
+    running.add(worker);
+    worker.once('exit', () => running.delete(worker));
     const waiting = new Map();
     const one = {
       folder,
@@ -357,7 +363,7 @@ async function main() {
     await within(one.exited, 'the end of a terminated worker');
     ++total.terminated;
     await rm(one.folder, { recursive: true, force: true });
-    workers[index] = begin();
+    if (!ending) workers[index] = begin();
   }
 
   const samples = [];
@@ -412,8 +418,12 @@ async function main() {
   console.log(JSON.stringify({ seconds: elapsed(), ...total, samples }));
 }
 
-(isMainThread ? main() : work()).catch((error) => {
+(isMainThread ? main() : work()).catch(async (error) => {
   if (!isMainThread) throw error;
   console.error(`soak: ${error.message}`);
+  // They write below the folder that is removed on exit. One that hangs is not waited for.
+  ending = true;
+  const ended = Promise.all([...running].map((worker) => worker.terminate()));
+  await Promise.race([ended, sleep(10_000)]);
   process.exit(1);
 });
