@@ -244,6 +244,7 @@ void memory(const char* name, const Make& make, Kind kind, int64_t keys) {
   int64_t places = 0;
   for (Call& call : calls(keys)) {
     for (const bool lasts : {false, true}) {
+      if (lasts && kind == Kind::kDeviceMemory) continue;  // which always lasts
       context = std::string(name) + ", " + call.name + (lasts ? ", and all that follow" : "");
       places += each_request(call, make, kind, lasts);
     }
