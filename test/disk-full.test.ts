@@ -9,6 +9,7 @@ import { writeNpy } from '../lib/formats/npy.js';
 import { writeSyntheticScene } from '../lib/frame/synthetic.js';
 import { temporaryFolder } from './formats/temporary.js';
 import { digests } from './pipeline-run.js';
+import { writePipelineFolder } from './report-folder.js';
 import { random, uniform } from './support.js';
 
 const command = join(__dirname, '../dist/cli/main.js');
@@ -134,6 +135,23 @@ test('frame: its tensors, its pictures', async () => {
     }
     expect((await disk.files()).length).toBeLessThan(whole.length);
   }
+});
+
+test('report', async () => {
+  if (!mounts) return;
+  await using folder = await temporaryFolder();
+  await writePipelineFolder(folder.file('run'), { items: 400 });
+  await using disk = await smallDisk(100_000);
+  const args = ['report', folder.file('run'), '--out', disk.file('report.html')];
+  const report = () => spawnSync(process.execPath, [command, ...args], { encoding: 'utf8', env: clean });
+  const { status, stderr } = report();
+  expect({ status, stderr }).toEqual({
+    status: 4,
+    stderr: `attention-bias: expected a file that can be written for ${disk.file('report.html')} ${ENOSPC}\n`,
+  });
+  expect(await disk.files()).toEqual([]);
+  expect(disk.grow(8_000_000)).toBe(true);
+  expect(report()).toMatchObject({ status: 0 });
 });
 
 test('stdout', () => {
