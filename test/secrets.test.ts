@@ -40,11 +40,44 @@ test.each([
   [`redis://host/?password=${SECRET}&db=1`, 'redis://host/?password=***&db=1'],
   [`redis://host/?db=1&sentinelPassword=${SECRET}`, 'redis://host/?db=1&sentinelPassword=***'],
   [`two: redis://a:${SECRET}@h and redi://b:${SECRET}@i`, 'two: redis://a:***@h and redi://b:***@i'],
+  [`redis+tls://bob:${SECRET}@host`, 'redis+tls://bob:***@host'],
+  [`redis-sentinel://bob:${SECRET}@host`, 'redis-sentinel://bob:***@host'],
+  [`redi://bob:${SECRET}@host`, 'redi://bob:***@host'],
+  [`Reids://bob:${SECRET}@host`, 'Reids://bob:***@host'],
+  [`redis:bob:${SECRET}@host`, 'redis:bob:***@host'],
+  [`redis//bob:${SECRET}@host`, 'redis//bob:***@host'],
+  [`redis://${SECRET}@host`, 'redis://***@host'],
+  [`tedis://bob:${SECRET}@x@host/a@b`, 'tedis://bob:***@host/a@b'],
+  [`"redis://bob:${SECRET}@host"`, '"redis://bob:***@host"'],
+  ['file:///data/a@b/x.json', undefined],
   ['file:///data/a@b/c.json and /mnt/x:y@z and https://host/a:b@c', undefined],
+  ['root:/data/a@b, redis/a@b.json, node_modules/ioredis@6.0.0/index.js:3:4, git@host:a/b', undefined],
+  ['a@b redis://host:6379', undefined],
   ['expected a, b@c or d:e for /some/path but received "x"', undefined],
   ['redis://127.0.0.1:1 is fine', undefined],
 ])('%s is shown as %s', (text, shown) => {
   expect(withoutPasswords(text)).toBe(shown ?? text);
+});
+
+test.each(['redis:/', 'redis://a:', 'a://', 'a://b:', 'redis+a', '?pass', 'a://b:c@', 'redis:@', ' @'])(
+  'takes time in proportion to the text, of a million characters of %j',
+  (part) => {
+    const ms = (length: number): number => {
+      const text = part.repeat(length / part.length);
+      const begin = performance.now();
+      for (const end of ['', '/@']) withoutPasswords(text + end); // an @ at the end, or none
+      return performance.now() - begin;
+    };
+    ms(1e5); // compiled
+    expect(ms(1e6)).toBeLessThan(30 * Math.max(ms(1e5), 10));
+  },
+);
+
+test('a password that a message is cut in has none of it shown', () => {
+  const long = `redis://bob:${'x'.repeat(2500)}@host`;
+  const said = everything([`${long} ${'y'.repeat(1440)} redis://bob:${SECRET}@host`]);
+  expect(said).toContain('redis://bob:***@host');
+  expect(said).not.toContain(SECRET.slice(0, 4));
 });
 
 const url = `redis://bob:${SECRET}@127.0.0.1:1`;

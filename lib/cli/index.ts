@@ -28,7 +28,11 @@ const MAX_LINE = 2000;
 
 /** One line of a sensible length: messages quote names and contents of files, which may hold anything. */
 function oneLine(text: string): string {
-  const line = visible(withoutPasswords(text.slice(0, 2 * MAX_LINE)).replace(/\s*[\r\n]+\s*/g, ' '));
+  const line = visible(
+    withoutPasswords(text)
+      .slice(0, 2 * MAX_LINE)
+      .replace(/\s*[\r\n]+\s*/g, ' '),
+  );
   return line.length > MAX_LINE ? `${line.slice(0, MAX_LINE)} …` : line;
 }
 
