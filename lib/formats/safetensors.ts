@@ -9,7 +9,7 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 
-import { expected } from '../errors.js';
+import { expected, visible } from '../errors.js';
 import type { DType } from '../tensor.js';
 import { writeAtomically } from './atomic.js';
 import {
@@ -225,7 +225,7 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
       return entry;
     };
     const dtypeError = (what: string, name: string, entry: SafetensorsEntry) =>
-      expected('ERR_DTYPE', what, `${path} ${JSON.stringify(name)}`, entry.dtype);
+      expected('ERR_DTYPE', what, `${path} ${JSON.stringify(name)}`, visible(entry.dtype.slice(0, 80)));
 
     const read: SafetensorsFile['read'] = async (name, options = {}) => {
       const entry = entryOf(name);
