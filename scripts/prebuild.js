@@ -49,6 +49,16 @@ const packages = {
   },
 };
 
+/** Where the packages come from, which provenance holds against what builds them: known where GitHub does. */
+const origin = process.env.GITHUB_REPOSITORY
+  ? {
+      repository: {
+        type: 'git',
+        url: `git+${process.env.GITHUB_SERVER_URL ?? 'https://github.com'}/${process.env.GITHUB_REPOSITORY}.git`,
+      },
+    }
+  : {};
+
 const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio: ['ignore', 2, 2] });
 const read = (command, ...args) =>
   execFileSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 28 });
@@ -126,6 +136,7 @@ function platformPackage(short, out, from) {
     version,
     description: `The ${what}`,
     license,
+    ...origin,
     main: 'attention_bias.node',
     files: ['attention_bias.node'],
     engines,
@@ -164,7 +175,7 @@ function mainPackage(out) {
     const optionalDependencies = Object.fromEntries(
       Object.keys(packages).map((short) => [`@attention-bias/${short}`, version]),
     );
-    writeJson(path, { ...JSON.parse(readFileSync(path, 'utf8')), optionalDependencies });
+    writeJson(path, { ...JSON.parse(readFileSync(path, 'utf8')), ...origin, optionalDependencies });
     return { package: 'attention-bias', version, tarball: pack(folder, out) };
   } finally {
     rmSync(work, { recursive: true, force: true });

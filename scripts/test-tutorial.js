@@ -28,6 +28,7 @@ function main([folder = mkdtempSync(join(tmpdir(), 'attention-bias-tutorial-'))]
     cpSync(join(root, file), join(folder, file));
   }
   symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'));
+  // What the document names and no more: test/tutorial.test.ts.
   execFileSync('git', ['apply', '-'], {
     cwd: folder,
     input: tutorialPatch(),
