@@ -75,23 +75,27 @@ void weigh(const AttentionProblem& p, int64_t row, Row* to) {
   to->lse = greatest + std::log(sum);
 }
 
+// The query's output: Σ weight·value.
+void average(const AttentionProblem& p, int64_t row, const Row& weights, double* out) {
+  for (int64_t d = 0; d < p.value_dim; ++d) out[d] = 0;
+  const int64_t keys = row / p.extent.queries * p.extent.keys;
+  for (int64_t k = 0; k < p.extent.keys; ++k) {
+    if (!weights.visible[k]) continue;
+    for (int64_t d = 0; d < p.value_dim; ++d) {
+      out[d] += weights.weight[k] * p.value.at((keys + k) * p.value_dim + d);
+    }
+  }
+}
+
 }  // namespace
 
 void reference_attention(const AttentionProblem& p, double* out, double* lse) {
   const Extent& e = p.extent;
-  Row at;
+  Row weights;
   for (int64_t row = 0; row < e.batch * e.heads * e.queries; ++row) {
-    weigh(p, row, &at);
-    lse[row] = at.lse;
-    double* const result = out + row * p.value_dim;
-    for (int64_t d = 0; d < p.value_dim; ++d) result[d] = 0;
-    const int64_t keys = row / e.queries * e.keys;
-    for (int64_t k = 0; k < e.keys; ++k) {
-      if (!at.visible[k]) continue;
-      for (int64_t d = 0; d < p.value_dim; ++d) {
-        result[d] += at.weight[k] * p.value.at((keys + k) * p.value_dim + d);
-      }
-    }
+    weigh(p, row, &weights);
+    average(p, row, weights, out + row * p.value_dim);
+    lse[row] = weights.lse;
   }
 }
 
@@ -100,8 +104,6 @@ ReferenceGradients reference_backward(const BackwardProblem& problem) {
   const Extent& e = p.extent;
   const int64_t rows = e.batch * e.heads * e.queries;
   const int64_t key_rows = e.batch * e.heads * e.keys;
-  std::vector<double> out(static_cast<size_t>(rows * p.value_dim)), lse(static_cast<size_t>(rows));
-  reference_attention(p, out.data(), lse.data());
   ReferenceGradients g;
   g.query.resize(static_cast<size_t>(rows * p.head_dim));
   g.key.resize(static_cast<size_t>(key_rows * p.head_dim));
@@ -111,23 +113,25 @@ ReferenceGradients reference_backward(const BackwardProblem& problem) {
       g.terms.emplace_back(static_cast<size_t>(element_count(learnable.tensor.shape, "")));
     }
   }
-  Row at;
+  Row weights;
+  std::vector<double> out(static_cast<size_t>(p.value_dim));
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t b = row / (e.heads * e.queries), h = row / e.queries % e.heads, q = row % e.queries;
-    weigh(p, row, &at);
+    weigh(p, row, &weights);
+    average(p, row, weights, out.data());
     const float* grad_out = problem.grad_out + row * p.value_dim;
     double mean = 0;  // Σ_k p·dp
     for (int64_t d = 0; d < p.value_dim; ++d) {
-      mean += static_cast<double>(grad_out[d]) * out[row * p.value_dim + d];
+      mean += static_cast<double>(grad_out[d]) * out[d];
     }
     for (int64_t k = 0; k < e.keys; ++k) {
-      if (!at.visible[k]) continue;
+      if (!weights.visible[k]) continue;
       const int64_t key_row = (b * e.heads + h) * e.keys + k;
       double grad = 0;
       for (int64_t d = 0; d < p.value_dim; ++d) {
         grad += static_cast<double>(grad_out[d]) * p.value.at(key_row * p.value_dim + d);
       }
-      const double weight = at.weight[k];
+      const double weight = weights.weight[k];
       const double of_score = weight * (grad - mean);
       for (int64_t d = 0; d < p.head_dim; ++d) {
         g.query[row * p.head_dim + d] += p.scale * of_score * p.key.at(key_row * p.head_dim + d);

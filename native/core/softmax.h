@@ -39,12 +39,15 @@ AB_HD float log_sum_exp_of_log2(const SoftmaxState& s) {
   return static_cast<float>(static_cast<double>(s.base) * kLn2 + __builtin_log(static_cast<double>(s.sum)));
 }
 
-// Whether float32 rounds a row's lse by so much that exp(score − lse) is no probability: at 4096 by 2.4e-4,
-// and where all scores are near its least, as those that an additive mask covers are, by more than any
-// logarithm of a sum. Gradients then take exp(score − base)/sum, by the greatest of the row's scores.
+// From here on float32 rounds what is taken off a score, a base or lse, by more than 2.4e-4.
+constexpr float kFar = 4096.0f;
+
+// Whether float32 rounds a row's lse by so much that exp(score − lse) is no probability: where all scores are
+// near its least, as those that an additive mask covers are, by more than any logarithm of a sum. Gradients
+// then take exp(score − base)/sum, by the greatest of the row's scores. False for NaN and infinities.
 AB_HD bool is_far(float lse) {
-  constexpr float kFarLse = 4096.0f;
-  return (lse > kFarLse || lse < -kFarLse) && lse - lse == 0.0f;
+  const float size = __builtin_fabsf(lse);
+  return size > kFar && size <= kGreatestFloat;
 }
 
 // exp(score − lse) is exp(score − base)·factor.

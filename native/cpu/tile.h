@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/softmax.h"
 #include "core/terms.h"
 #include "cpu/simd.h"
 
@@ -15,9 +16,8 @@ constexpr int kVectors = 3;
 constexpr int kQueries = kVectors * kLanes;
 constexpr int kRows = kRegisters == 32 ? 8 : 4;  // keys, or value dims, of one register block
 constexpr float kInfinity = __builtin_inff();
-constexpr float kFar = 4096.0f;  // what is subtracted of scores is folded into their start up to this
 
-// Whether a base is beyond kFar.
+// Whether a base is beyond kFar: up to there it is folded into the start of scores.
 AB_INLINE bool any_far(Vec base) {
   return any_greater(base, Vec{} + kFar) || any_greater(Vec{} - kFar, base);
 }

@@ -196,8 +196,12 @@ class PairTile {
   AB_DEVICE bool load_keys() {
     const int32_t count = tile.k1 - tile.k0;
     const int64_t first = row_ * a_.keys + tile.k0;
-    const bool bad = load_rows<T>(a_.key, first, count, 0, a_.head_dim, key);
+    const bool bad = load_keys_alone();
     return load_rows<T>(a_.value, first, count, 0, a_.value_dim, value) || bad;
+  }
+  // Without the values, which scores don't need.
+  AB_DEVICE bool load_keys_alone() {
+    return load_rows<T>(a_.key, row_ * a_.keys + tile.k0, tile.k1 - tile.k0, 0, a_.head_dim, key);
   }
 
   // False where the tile is hidden. A barrier lies between this and the next call, and before what reads.
@@ -373,7 +377,7 @@ AB_KERNEL void AB_LAUNCH_BOUNDS(BackwardTile<kDim>::kThreads, 2)
     tile.k1 = min_i32(tile.k0 + T::kTile, a.keys);
     barrier();  // all are done with the tile before
     if (!pairs.plan_biases()) continue;
-    pairs.load_keys();
+    pairs.load_keys_alone();
     barrier();
     pairs.add_scores(greatest, sum);
   }

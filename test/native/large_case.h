@@ -10,6 +10,7 @@
 
 #include "attention_case.h"
 #include "check.h"
+#include "core/backend.h"
 
 namespace attention_bias::test {
 
@@ -73,6 +74,31 @@ inline void check_row(const AttentionProblem& p, int64_t q, int64_t first, int64
            "out of row " + std::to_string(q) + ": " + show(got) + " and " + show(want.out[d]));
   }
   CHECK(std::fabs(p.lse[q] - want.lse) <= 1e-5 * std::fmax(1, std::fabs(want.lse)));
+}
+
+// An attention of one head of `dim` whose key tensor, zeros, has more than 2^31 elements, of which two
+// queries see the last, through a window of `left` keys before their own: gathered where that is narrow, in
+// tiles where it is wide.
+inline void check_last_keys(Backend* backend, float* key, float* value, int64_t keys, int64_t dim,
+                            int64_t left) {
+  Random r(9);
+  std::vector<float> query(static_cast<size_t>(2 * dim)), out(2), lse(2);
+  for (float& x : query) x = r.normal();
+  for (int64_t k = keys - left - 2; k < keys; ++k) {
+    value[k] = r.normal();
+    for (int64_t d = 0; d < dim; ++d) key[k * dim + d] = r.normal() / 8;
+  }
+  AttentionProblem p = attention_problem({query.data(), DType::kFloat32, {1, 1, 2, dim}, "query"},
+                                         {key, DType::kFloat32, {1, 1, keys, dim}, "key"},
+                                         {value, DType::kFloat32, {1, 1, keys, 1}, "value"}, NAN);
+  Program bias(p.extent);
+  bias.add_sliding_window(left, 0, Align::kBottomRight, "bias[0]");
+  p.bias = &bias;
+  p.out = out.data();
+  p.lse = lse.data();
+  backend->attention(p, nullptr);
+  check_row(p, 0, keys - left - 2, keys - 1);
+  check_row(p, 1, keys - left - 1, keys);
 }
 
 }  // namespace attention_bias::test
