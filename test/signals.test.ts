@@ -4,18 +4,22 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { watch } from 'node:fs';
-import { mkdir, readdir } from 'node:fs/promises';
+import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
+import { writeSyntheticScene } from '../lib/frame/synthetic.js';
 import { temporaryFolder } from './formats/temporary.js';
 import { makePictures, writePipelineFolder } from './report-folder.js';
 
 const command = join(__dirname, '../dist/cli/main.js');
 jest.setTimeout(60_000);
 
-/** Stops a command by the signal once it has begun a file in `folder`; what it ended by. */
+/** Stops a command, whose temporary folders are in `folder`, by the signal once it has begun a file there; what it ended by. */
 async function stopped(signal: NodeJS.Signals, folder: string, ...args: string[]): Promise<unknown> {
-  const child = spawn(process.execPath, [command, ...args], { stdio: 'ignore' });
+  const child = spawn(process.execPath, [command, ...args], {
+    stdio: 'ignore',
+    env: { ...process.env, TMPDIR: folder },
+  });
   let sent = false; // once: a second signal ends a command at once
   const watcher = watch(folder, () => {
     if (!sent) child.kill(signal);
@@ -51,4 +55,21 @@ test('demo, by SIGINT', async () => {
   const left = await readdir(folder.file('.'), { recursive: true });
   expect(left.filter((name) => name.includes('.tmp') || name.endsWith('.png'))).toEqual([]);
   expect(again(...args)).toBe(0);
+});
+
+test('bench, by SIGTERM', async () => {
+  await using folder = await temporaryFolder();
+  expect(await stopped('SIGTERM', folder.file('.'), 'bench', '--case', 'cmt modality')).toBe('SIGTERM');
+  expect(await readdir(folder.file('.'))).toEqual([]);
+});
+
+test('plan, by SIGINT', async () => {
+  await using folder = await temporaryFolder();
+  await writeSyntheticScene(folder.file('scene'), 1);
+  const manifest = folder.file('manifest.jsonl');
+  await writeFile(manifest, `${JSON.stringify({ frame: 'scene/frame.json' })}\n`.repeat(16));
+  await mkdir(folder.file('tmp'));
+  const args = ['pipeline', manifest, '--plan'];
+  expect(await stopped('SIGINT', folder.file('tmp'), ...args)).toBe('SIGINT');
+  expect(await readdir(folder.file('tmp'))).toEqual([]);
 });

@@ -5,11 +5,15 @@
 // Words on stderr, the record as JSON on stdout. Exit code 1: a wrong output, or with --gate a goal missed by more than a run
 // moves; 2: a wrong option.
 import { mkdirSync, realpathSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { reportText } from './report.mjs';
 import { caseNames, measure } from './run.mjs';
+
+const require = createRequire(import.meta.url);
+const { abortable } = require('../../dist/cli/abortable.js');
 
 class UsageError extends Error {}
 
@@ -69,8 +73,8 @@ function recordPath({ date, machine, small }) {
   return new URL(`../records/${date}-${slug}.json`, import.meta.url);
 }
 
-/** Runs with the command line's arguments; returns the exit code. */
-export async function main(args) {
+/** Runs with the command line's arguments until a signal aborts it; returns the exit code. */
+export async function main(args, signal) {
   let options;
   try {
     options = parse(args);
@@ -79,7 +83,7 @@ export async function main(args) {
     process.stderr.write(`bench: ${error.message}\n`);
     return 2;
   }
-  const record = await measure({ ...options, say: (name) => process.stderr.write(`${name} …\n`) });
+  const record = await measure({ ...options, signal, say: (name) => process.stderr.write(`${name} …\n`) });
   process.stderr.write(`\n${reportText(record)}`);
   const text = `${JSON.stringify(record, null, 1)}\n`;
   process.stdout.write(text);
@@ -97,5 +101,5 @@ export async function main(args) {
 const failed = ({ case: name, skip }) => skip !== undefined && !name.includes('bf16');
 
 if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  process.exitCode = await main(process.argv.slice(2));
+  process.exitCode = await abortable((signal) => main(process.argv.slice(2), signal));
 }

@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 
-/** { name, ask(message), close() }; ask() rejects with the last words of a process that has ended. */
+/** { name, ask(message), close(), stop() }; ask() rejects with the last words of a process that has ended. */
 export function startParticipant(name, command, args, env = {}) {
   const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, ...env } });
   const waiting = [];
@@ -29,6 +29,8 @@ export function startParticipant(name, command, args, env = {}) {
         child.stdin.write(`${JSON.stringify(message)}\n`);
       });
     },
+    /** Ends it at once, in the middle of what it was asked. */
+    stop: () => child.kill(),
     async close() {
       child.stdin.end();
       if (ended) return;

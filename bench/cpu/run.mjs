@@ -13,6 +13,7 @@ import { runCase } from './rounds.mjs';
 
 const require = createRequire(import.meta.url);
 const { writeSafetensors } = require('../../dist/formats/index.js');
+const { throwIfAborted } = require('../../dist/formats/io.js');
 
 const file = (path) => fileURLToPath(new URL(path, import.meta.url));
 
@@ -67,9 +68,10 @@ async function besideFills(run, threads, isas) {
 
 /**
  * The record of a run: { date, machine, threads, rounds, small, peaks, cases, figures, goals }. `names`: the cases, all where
- * empty; `say`: gets a line on each case as it begins.
+ * empty; `say`: gets a line on each case as it begins. Aborted by `signal`, it stops the participants, removes its temporary
+ * folder and throws ERR_ABORTED.
  */
-export async function measure({ names = [], rounds, threads, python, small, say = () => {} }) {
+export async function measure({ names = [], rounds, threads, python, small, signal, say = () => {} }) {
   const { cases, tensors } = cpuCases({ small });
   const chosen = cases.filter(({ name }) => names.length === 0 || names.includes(name));
   const isas = measuredIsas();
@@ -85,19 +87,23 @@ export async function measure({ names = [], rounds, threads, python, small, say 
   };
   const draw = makeDraw(chosen, tensors);
   const folder = mkdtempSync(join(tmpdir(), 'attention-bias-bench-'));
-  const participants = startAll(isas, python);
+  const { own, onnx, torch } = startAll(isas, python);
+  const all = [...own, onnx, torch].filter(Boolean);
+  const stop = () => all.forEach((participant) => participant.stop());
+  signal?.addEventListener('abort', stop);
   try {
     for (const item of chosen) {
       say(item.name);
       const inputs = join(folder, 'inputs.safetensors');
       await writeSafetensors(inputs, draw(item));
-      const entries = entriesOf(item, participants);
+      const entries = entriesOf(item, { own, onnx, torch });
       const run = () => runCase(item, entries, { rounds, threads, folder, inputs });
       record.figures.push(...(item.kind === 'bias' ? await besideFills(run, threads, isas) : await run()));
+      throwIfAborted(signal, item.name); // its figures are of participants that were stopped
     }
   } finally {
-    const { own, onnx, torch } = participants;
-    await Promise.all([...own, onnx, torch].map((participant) => participant?.close()));
+    signal?.removeEventListener('abort', stop);
+    await Promise.all(all.map((participant) => participant.close()));
     rmSync(folder, { recursive: true, force: true });
   }
   record.peaks = higher(record.peaks, peaks(threads, isas));

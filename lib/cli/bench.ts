@@ -2,6 +2,8 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { CommandModule } from 'yargs';
 
+import { abortable } from './abortable.js';
+
 interface BenchOptions {
   case: string[];
   rounds: string | undefined;
@@ -14,7 +16,7 @@ interface BenchOptions {
 /** bench/cpu/main.mjs, which is not compiled: `npm run bench` runs it too. */
 interface BenchModule {
   /** takes the command line's arguments, returns the exit code */
-  main: (args: string[]) => Promise<number>;
+  main: (args: string[], signal: AbortSignal) => Promise<number>;
 }
 
 export const benchCommand: CommandModule<object, BenchOptions> = {
@@ -58,13 +60,14 @@ export const benchCommand: CommandModule<object, BenchOptions> = {
     const url = pathToFileURL(join(__dirname, '..', '..', 'bench', 'cpu', 'main.mjs')).href;
     const { main } = (await import(url)) as BenchModule;
     const values = { rounds, threads, python };
-    process.exitCode = await main([
+    const options = [
       ...names.map((name) => `--case=${name}`),
       ...Object.entries(values).flatMap(([name, value]) =>
         value === undefined ? [] : [`--${name}=${value}`],
       ),
       ...(small ? ['--small'] : []),
       ...(gate ? ['--gate'] : []),
-    ]);
+    ];
+    process.exitCode = await abortable((signal) => main(options, signal));
   },
 };
